@@ -1,0 +1,36 @@
+# Everything runs in .venv, which any target makes on first use. Needs Python 3.11+ (with venv), git and make.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-slow lint bench clean
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "eosin needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing eosin into .venv (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## the whole way on procedural slides: demo/report.html in about six minutes
+	$(BIN)/eosin quickstart -o demo
+
+test: $(STAMP)  ## lint, types, import contract, tests
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist worksteal
+
+test-slow: $(STAMP)  ## end-to-end runs
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## side-by-side measurements; see benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/views.py
+	$(BIN)/python benchmarks/learning.py
+
+clean:
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,139 @@
+"""`eosin eval`: judge an encoder on labelled images, with intervals, beside other encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def eval_(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Exported folder, timm name, or `colour` (6 numbers)."),
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; again = resume.")] = Path(
+        "results"
+    ),
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            "--task",
+            help="NAME=PATH: folder of class folders, table.csv, arrays.npz. Repeat, or a comma list.",
+        ),
+    ] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option("--protocol", help="knn, simpleshot, logreg. Repeat, or a comma list.")
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", help="F.npz with features and labels, in place of MODEL and --tasks."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where relative task paths are looked for as well.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", help="Another MODEL to compare with. Repeat.")
+    ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Add rows: random weights in the same architecture, colour only."),
+    ] = False,
+    weights: Annotated[Path | None, typer.Option("--weights", help="File with the weights of MODEL.")] = None,
+    random_init: Annotated[bool, typer.Option("--random-init", help="MODEL with random weights.")] = False,
+    pooling: Annotated[str | None, typer.Option("--pooling", help="cls, cls+mean or mean.")] = None,
+    input_size: Annotated[
+        int | None, typer.Option("--input-size", help="Side that the encoder sees, px.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a batch.")] = 64,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read images.")] = 0,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: GPU if any.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of random weights.")] = 0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Drop what the folder holds and start again.")
+    ] = False,
+) -> None:
+    """Judge an encoder on your labelled images: k-NN, SimpleShot, logistic regression; 95 % intervals.
+
+    Intervals are bootstrapped over patients where the table has a `patient` column, else over images. Writes
+    results.json, predictions.parquet and, where models are compared, comparisons.json.
+    """
+    import json
+
+    from eosin.evaluation import evaluate
+    from eosin.evaluation.results import ResultsFolder
+
+    rows = evaluate(
+        model,
+        [spec for entry in tasks or [] for spec in entry.split(",") if spec],
+        protocol or ["knn,logreg"],
+        out,
+        data,
+        against or [],
+        baselines=baselines,
+        pooling=pooling,
+        input_size=input_size,
+        weights=weights,
+        random_init=random_init,
+        features=features,
+        batch=batch,
+        workers=workers,
+        device=device,
+        seed=seed,
+        fresh=fresh,
+    )
+    folder = ResultsFolder(out)
+    print_results(rows, json.loads(folder.comparisons.read_text()))
+    typer.echo(f"written: {folder.results}")
+
+
+def print_results(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
+    """One table of scores a task, chance level in it, and one of differences, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task]
+        table = Table(title=_title(own[0]), title_justify="left")
+        for name in ("protocol", "model"):
+            table.add_column(name, overflow="fold")
+        for name in ("score", "95 % interval", "sd of runs"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for protocol in dict.fromkeys(row["protocol"] for row in own):
+            for row in (row for row in own if row["protocol"] == protocol):
+                spread = "" if row["run_sd"] is None else f"{row['run_sd']:.3f}"
+                table.add_row(protocol, _short(row["model"]), f"{row['mean']:.3f}", _ends(row), spread)
+            table.add_section()
+        table.add_row("", "chance", f"{own[0]['chance']:.3f}", "", "")
+        console.print(table)
+    if comparisons:
+        table = Table(title=f"{_short(comparisons[0]['model'])} minus", title_justify="left")
+        for name in ("task", "protocol", "model"):
+            table.add_column(name, overflow="fold")
+        for name in ("difference", "95 % interval", "p"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in comparisons:
+            p = "" if row["p"] is None else f"{row['p']:.4f}"
+            difference, ends = f"{row['difference']:+.3f}", _ends(row, "+")
+            table.add_row(row["task"], row["protocol"], _short(row["against"]), difference, ends, p)
+        console.print(table)
+
+
+def _title(row: dict[str, Any]) -> str:
+    over = f"{row['n_patients']} patients" if row["resampled"] == "patient" else f"{row['resampled']}s"
+    return f"{row['task']}: balanced accuracy on {row['split']}, {row['n']} images, intervals over {over}"
+
+
+def _short(model: str) -> str:
+    """Last part of a path; other names as they are."""
+    return model.rsplit("/", 1)[-1]
+
+
+def _ends(row: dict[str, Any], sign: str = "") -> str:
+    low, high = row["ci_low"], row["ci_high"]
+    return "none" if low is None or low != low else f"{low:{sign}.3f} to {high:{sign}.3f}"

@@ -1,0 +1,21 @@
+"""`eosin export`: the encoder of a run as a folder that timm and eosin open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
+    step: Annotated[int | None, typer.Option("--step", help="Checkpoint to take; the newest without.")] = None,
+    student: Annotated[bool, typer.Option("--student", help="The student in place of the teacher.")] = False,
+    pooling: Annotated[str, typer.Option("--pooling", help="cls, cls+mean or mean.")] = "cls+mean",
+) -> None:
+    """Write the trained encoder: safetensors, timm's config.json, a model card."""
+    from eosin.training.export import export_run
+
+    typer.echo(f"written: {export_run(run, out, step=step, student=student, pooling=pooling)}")

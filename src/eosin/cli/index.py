@@ -1,0 +1,53 @@
+"""`eosin index`: read slides once, find their tissue, write a cohort."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def index(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATHS…", help="Slide files, folders, glob patterns.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The cohort file to write; again = only what is new.")
+    ] = Path("cohort.parquet"),
+    metadata: Annotated[
+        Path | None,
+        typer.Option(
+            "--metadata", help="CSV with a column slide (file name or slide_id); the rest is added."
+        ),
+    ] = None,
+    mpp_csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--mpp-csv", help="CSV slide,mpp: µm/px of slides that do not say it. Slide = file name."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Processes; default one a core, 0 = in this one.")
+    ] = None,
+    exclude: Annotated[
+        Path | None, typer.Option("--exclude", help="Text file: names or patterns to leave out, one a line.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if any slide fails.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Page with thumbnails and tissue outlines.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Read all slides again.")] = False,
+) -> None:
+    """Index slides: one row a slide with its size, µm/px and tissue; a broken one becomes its error."""
+    from eosin.errors import CohortError
+    from eosin.slides import Cohort
+
+    patterns: list[str] = []
+    if exclude is not None:
+        try:
+            lines = exclude.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CohortError(f"{exclude}: cannot be read: {error}") from error
+        patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    Cohort.index(paths, out, metadata, mpp_csv, workers, patterns, strict, fresh, html)

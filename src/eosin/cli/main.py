@@ -1,0 +1,53 @@
+"""The command `eosin`: one verb a file. Errors that a user can act on are one line and exit with 2."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from eosin.cli.eval import eval_
+from eosin.cli.export import export
+from eosin.cli.index import index
+from eosin.cli.quickstart import quickstart
+from eosin.cli.recipes import recipes
+from eosin.cli.report import report
+from eosin.cli.train import train
+from eosin.errors import EosinError
+
+app = typer.Typer(
+    name="eosin",
+    help="Train, evaluate and use pathology foundation models on your own whole-slide images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(quickstart)
+app.command()(index)
+app.command()(train)
+app.command()(export)
+app.command(name="eval")(eval_)
+app.command()(report)
+app.add_typer(recipes, name="recipes")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True)) -> None:
+    if version:
+        from eosin import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 2 refused or bad input (one line), 1 unexpected."""
+    try:
+        app()
+    except EosinError as error:
+        print(f"eosin: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("eosin: stopped; the same command goes on where it can", file=sys.stderr)
+        sys.exit(130)

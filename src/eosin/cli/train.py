@@ -1,0 +1,56 @@
+"""`eosin train`: a recipe and slides become a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name from `eosin recipes list`, or a .yaml file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; the same command again resumes.")],
+    cohort: Annotated[
+        list[str] | None, typer.Option("--cohort", help="FILE from `eosin index`, or NAME=FILE:weight. Repeat.")
+    ] = None,
+    tiles: Annotated[
+        list[str] | None, typer.Option("--tiles", help="Folder or glob of tiles cut already, or DIR:weight. Repeat.")
+    ] = None,
+    mpp: Annotated[float | None, typer.Option("--mpp", help="µm/px that the --tiles have.")] = None,
+    where: Annotated[str | None, typer.Option("--where", help='Slides to use, e.g. "site == \'A\'".')] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a value: run.batch=64. Repeat.")
+    ] = None,
+    probe: Annotated[
+        list[str] | None, typer.Option("--probe", help="NAME=PATH of labelled tiles, watched by k-NN. Repeat.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: GPU if any.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Drop what the run folder holds and start anew.")] = False,
+    accept_changed: Annotated[
+        bool, typer.Option("--accept-changed", help="Resume although recipe or slides have changed.")
+    ] = False,
+) -> None:
+    """Train an encoder on your slides; kill it and run it again, and it goes on exactly."""
+    if dry_run:
+        from eosin.training.dry_run import describe
+
+        typer.echo(describe(recipe, cohort or [], tiles or [], mpp, where, changes or []))
+        return
+    from eosin.training import train as run
+
+    folder = run(
+        recipe,
+        out,
+        cohort=cohort or [],
+        tiles=tiles or [],
+        mpp=mpp,
+        where=where,
+        set=changes or [],
+        probe=probe or [],
+        device=device,
+        fresh=fresh,
+        accept_changed=accept_changed,
+    )
+    typer.echo(f"written: {folder.root}")

@@ -1,0 +1,99 @@
+"""Which samples train a probe, which choose its settings, which are reported.
+
+Train fits, val chooses, test is reported. Without a test split val is reported, and choices are made on an
+inner part of train. Without any split: k-fold cross-validation, stratified, groups (patients) kept whole.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from eosin.errors import DataError
+from eosin.evaluation.protocols import Protocol
+from eosin.evaluation.tasks import Task
+from eosin.randomness import Words
+
+Rows = npt.NDArray[np.int64]
+
+
+class Fold(NamedTuple):
+    """Sample numbers: `train` fits the probe, `test` is reported; settings are chosen by `inner_train` on
+    `inner_val`.
+    """
+
+    train: Rows
+    test: Rows
+    inner_train: Rows
+    inner_val: Rows
+
+
+def folds_of(task: Task, protocol: Protocol) -> list[Fold]:
+    """The folds by which `protocol` judges `task`; one where the task has a split. Raises DataError if
+    impossible.
+    """
+    if task.split is None:
+        number = assign_folds(task.labels, task.groups, protocol.folds, protocol.seed, task.name)
+        parts = [
+            (np.flatnonzero(number != k), np.flatnonzero(number == k)) for k in range(int(number.max()) + 1)
+        ]
+        folds = [Fold(train, test, *_inner(task, train, protocol)) for train, test in parts]
+    else:
+        train = np.flatnonzero(task.split == "train")
+        test = np.flatnonzero(task.split == task.reported_split)
+        own_val = task.reported_split == "test" and "val" in task.split
+        inner = (train, np.flatnonzero(task.split == "val")) if own_val else _inner(task, train, protocol)
+        folds = [Fold(train, test, *inner)]
+    for fold in folds:
+        _check(task, fold, protocol)
+    return folds
+
+
+def assign_folds(
+    labels: npt.NDArray[np.int64], groups: npt.NDArray[np.int64] | None, folds: int, seed: int, name: str = ""
+) -> Rows:
+    """Fold number of each sample, int64 [N] in 0..k-1: classes spread evenly, a group never in two folds.
+
+    k = `folds`, or as many as the rarest class (or the number of groups) allows. Raises DataError if that is
+    below 2.
+    """
+    rarest = int(np.bincount(labels)[np.unique(labels)].min())
+    k = min(folds, rarest if groups is None else len(np.unique(groups)))
+    if k < 2:
+        what = "samples of the rarest class" if groups is None else "groups (patients or slides)"
+        raise DataError(f"task {name}: cross-validation needs at least two {what}; give a split")
+    # Order decides what scikit-learn's unshuffled folds are; it comes from our own words, so it never
+    # changes.
+    order = Words(seed, "folds").permutations(len(labels))
+    splitter = StratifiedKFold(k) if groups is None else StratifiedGroupKFold(k)
+    number = np.empty(len(labels), dtype=np.int64)
+    parts = splitter.split(np.zeros(len(labels)), labels[order], None if groups is None else groups[order])
+    for fold, (_, test) in enumerate(parts):
+        number[order[test]] = fold
+    return number
+
+
+def _inner(task: Task, train: Rows, protocol: Protocol) -> tuple[Rows, Rows]:
+    """Part of `train` that fits while settings are chosen, and the part they are chosen on."""
+    groups = task.groups
+    folds = round(1 / protocol.inner_share)
+    number = assign_folds(
+        task.labels[train], None if groups is None else groups[train], folds, protocol.seed, task.name
+    )
+    return train[number != 0], train[number == 0]
+
+
+def _check(task: Task, fold: Fold, protocol: Protocol) -> None:
+    present = np.bincount(task.labels[fold.train], minlength=len(task.classes))
+    if (present > 0).sum() < 2 or len(np.unique(task.labels[fold.inner_train])) < 2:
+        raise DataError(f"task {task.name}: a training part has one class only; give a split")
+    shots = protocol.settings.get("shots", 0)
+    if shots > present.min():
+        rare = task.classes[int(present.argmin())]
+        raise DataError(
+            f"task {task.name}: {protocol.id} needs {shots} training samples a class,"
+            f" {rare!r} has {present.min()}"
+        )

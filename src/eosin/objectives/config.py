@@ -1,0 +1,31 @@
+"""Settings of the objective: which targets, which uniformity term, how large the heads, how much is masked."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ObjectiveConfig(BaseModel):
+    """DINO, DINOv2 and Midnight differ in these values only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dino_weight: float = Field(1.0, ge=0)
+    ibot_weight: float = Field(1.0, ge=0, description="0 = no masked patches, no iBOT head (DINO v1)")
+    dino_prototypes: int = Field(65_536, ge=2)
+    ibot_prototypes: int = Field(65_536, ge=2)
+    head_hidden: int = Field(2048, ge=1)
+    dino_bottleneck: int = Field(256, ge=1)
+    ibot_bottleneck: int = Field(256, ge=1)
+    train_gain: bool = Field(True, description="whether the prototypes' weight-norm gain is trained")
+    targets: Literal["sinkhorn", "centering"] = "sinkhorn"
+    sinkhorn_iterations: int = Field(3, ge=1)
+    center_momentum: float = Field(0.9, ge=0, le=1)
+    student_temperature: float = Field(0.1, gt=0)
+    uniformity: Literal["kde", "koleo", "none"] = "kde"
+    uniformity_weight: float = Field(0.05, ge=0)
+    kappa: float = Field(5.0, gt=0, description="concentration of the KDE's kernel")
+    mask_probability: float = Field(0.5, ge=0, le=1, description="share of global crops that are masked")
+    mask_ratio: tuple[float, float] = Field((0.1, 0.5), description="share of patches hidden in a masked crop")

@@ -1,0 +1,17 @@
+"""The teacher: an exponential moving average of the student (Tarvainen & Valpola 2017; DINO, Caron et al. 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher ← momentum · teacher + (1 - momentum) · student, for all parameters in one fused call.
+
+    Both modules have the same parameters in the same order; momentum in [0, 1].
+    """
+    theirs, ours = list(teacher.parameters()), list(student.parameters())
+    if theirs:
+        torch._foreach_lerp_(theirs, ours, 1.0 - momentum)

@@ -1,0 +1,5 @@
+"""report: self-contained HTML pages. Shows what other rooms wrote; computes no metric of its own."""
+
+from eosin.report.run_page import write_run_report
+
+__all__ = ["write_run_report"]

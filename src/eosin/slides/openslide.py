@@ -1,0 +1,95 @@
+"""Slides that OpenSlide reads: SVS, NDPI, MRXS, SCN, BIF, CZI, DICOM, Philips and generic tiled TIFF, others.
+
+OpenSlide places level pixels by level-0 coordinates and interpolates between pixels where those do not
+meet. So only windows that begin on a whole level pixel are asked for, through the level-0 coordinate that
+OpenSlide maps closest to it; cutting and resampling is done by `Slide.region`. Where OpenSlide's own
+downsample is fractional (4.0002), its rounding leaves a shift of at most half a level-0 pixel. ICC profiles
+are not applied. Associated images (label, macro) are never touched.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import openslide
+
+from eosin.errors import SlideError
+from eosin.slides.reader import Slide, levels_of, mpp_of_resolution
+from eosin.slides.resample import Pixels
+
+CACHE_BYTES = 64 * 2**20
+
+_cache: tuple[int, openslide.OpenSlideCache] | None = None
+
+
+class OpenSlideSlide(Slide):
+    """A slide behind an OpenSlide handle."""
+
+    reader = "openslide"
+
+    def __init__(self, path: Path, mpp: float | None = None) -> None:
+        """Open `path`; SlideError where OpenSlide cannot, or where no believable µm/px is known."""
+        try:
+            self._handle = openslide.OpenSlide(path)
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SlideError(f"{path}: OpenSlide cannot open it, it may be truncated: {error}") from error
+        try:
+            self._handle.set_cache(_shared_cache())
+            self._downsamples = self._handle.level_downsamples
+            properties = self._handle.properties
+            super().__init__(
+                path,
+                vendor=properties.get("openslide.vendor", "unknown"),
+                levels=levels_of(list(self._handle.level_dimensions)),
+                mpp=(mpp, mpp) if mpp is not None else (_mpp(properties, "x"), _mpp(properties, "y")),
+            )
+        except BaseException:
+            self._handle.close()
+            raise
+
+    def _read(self, level: int, column: int, row: int, width: int, height: int) -> Pixels:
+        factor = self._downsamples[level]
+        try:
+            image = self._handle.read_region(
+                (round(column * factor), round(row * factor)), level, (width, height)
+            )
+        except (openslide.OpenSlideError, ValueError, MemoryError) as error:
+            raise SlideError(f"{self.path}: cannot be read at level {level}: {error}") from error
+        pixels = np.asarray(image)  # [h, w, RGBA], not premultiplied
+        alpha = pixels[..., 3:]
+        if alpha.min() == 255:
+            return np.ascontiguousarray(pixels[..., :3])
+        share = alpha.astype(np.float32) / 255
+        return (pixels[..., :3] * share + 255 * (1 - share) + 0.5).astype(np.uint8)
+
+    def close(self) -> None:
+        """Close the handle."""
+        self._handle.close()
+
+
+def detect_vendor(path: Path) -> str | None:
+    """The vendor name that OpenSlide gives the file; None where it is not one of its formats."""
+    return openslide.OpenSlide.detect_format(path)
+
+
+def _mpp(properties: openslide.PropertyMap, axis: str) -> float | None:
+    """µm/px along one axis: OpenSlide's own property, else a TIFF resolution that can be a scanner's."""
+    try:
+        if f"openslide.mpp-{axis}" in properties:
+            return float(properties[f"openslide.mpp-{axis}"])
+        if properties.get("openslide.vendor") == "generic-tiff":
+            pixels = float(properties.get(f"tiff.{axis.upper()}Resolution", "nan"))
+            return mpp_of_resolution(pixels, properties.get("tiff.ResolutionUnit", ""))
+    except ValueError:
+        return float("nan")
+    return None
+
+
+def _shared_cache() -> openslide.OpenSlideCache:
+    """One tile cache for all slides of this process: OpenSlide's own is 32 MB a handle."""
+    global _cache
+    if _cache is None or _cache[0] != os.getpid():
+        _cache = (os.getpid(), openslide.OpenSlideCache(CACHE_BYTES))
+    return _cache[1]

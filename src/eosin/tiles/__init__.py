@@ -1,0 +1,22 @@
+"""Online patching: a cohort becomes an endless, addressable stream of tiles; nothing is cut in advance."""
+
+from eosin.tiles.config import MppRange, TilesConfig
+from eosin.tiles.filters import foreground_share, hsv_share
+from eosin.tiles.plan import Address, SlideSource, Source, Tile, TilePlan
+from eosin.tiles.sources import FolderSource
+from eosin.tiles.stream import TileBatch, TileStream
+
+__all__ = [
+    "Address",
+    "FolderSource",
+    "MppRange",
+    "SlideSource",
+    "Source",
+    "Tile",
+    "TileBatch",
+    "TilePlan",
+    "TileStream",
+    "TilesConfig",
+    "foreground_share",
+    "hsv_share",
+]

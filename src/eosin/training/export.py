@@ -1,0 +1,53 @@
+"""From a run folder to an exported encoder, with everything it can be traced back to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from eosin.features import export_model
+from eosin.models import ViT
+from eosin.training.checkpoint import load_encoder_state
+from eosin.training.loop import open_run
+
+
+def export_run(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    student: bool = False,
+    pooling: str = "cls+mean",
+    scores: list[dict[str, Any]] | None = None,
+) -> Path:
+    """Write the teacher's encoder of a checkpoint (the newest without `step`) into the folder `out`.
+
+    Raises ResumeError where the run has no such checkpoint, WeightsError or OutputError from the export.
+    """
+    folder, recipe, identity = open_run(run)
+    taken, state = load_encoder_state(folder, step, student)
+    vit = ViT(recipe.encoder)
+    vit.load_state_dict(state)
+    scales = recipe.tiles.mpp
+    info: dict[str, Any] = {
+        "name": recipe.name,
+        "recipe": recipe.name,
+        "recipe_hash": identity["recipe_hash"],
+        "cohort_hash": " ".join(identity["cohort_hash"]),
+        "mpp": scales if isinstance(scales, list) else [scales.low, scales.high],
+        "steps": taken,
+        "tiles": taken * recipe.run.batch,
+        "start": recipe.start,
+    }
+    if scores:
+        info["scores"] = scores
+    return export_model(
+        vit,
+        out,
+        input_size=recipe.views.global_px,
+        mean=recipe.views.mean,
+        std=recipe.views.std,
+        pooling=pooling,
+        info=info,
+    )

@@ -1,0 +1,93 @@
+"""`eosin.train`: from names and files to a run. The same words as `eosin train`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from eosin.errors import CohortError, DataError, RecipeError
+from eosin.progress import say
+from eosin.runs import RunFolder
+from eosin.slides import Cohort
+from eosin.tiles import FolderSource, SlideSource, Source, TilePlan
+from eosin.training.loop import run_training
+from eosin.training.recipe import Recipe, load_recipe
+
+
+def train(
+    recipe: str,
+    out: str | os.PathLike[str],
+    *,
+    cohort: Sequence[str] = (),
+    tiles: Sequence[str] = (),
+    mpp: float | None = None,
+    where: str | None = None,
+    set: Sequence[str] = (),
+    probe: Sequence[str] = (),
+    device: str | None = None,
+    fresh: bool = False,
+    accept_changed: bool = False,
+) -> RunFolder:
+    """Train `recipe` (a shipped name or a YAML file) into the run folder `out`, resuming what is there.
+
+    cohort: cohort files, each `FILE`, `NAME=FILE` or `NAME=FILE:weight`; tiles: folders or globs of tiles of scale `mpp`
+    µm/px, each `WHERE` or `WHERE:weight`; where: an expression over cohort columns; set: changes such as
+    "run.batch=64"; probe: `NAME=PATH` of labelled tiles. Raises EosinError subclasses, one line each.
+    """
+    chosen, marks = load_recipe(recipe, list(set))
+    plan = tile_plan(chosen, cohort, tiles, mpp, where)
+    return run_training(
+        chosen,
+        marks,
+        plan,
+        out,
+        probes=dict(_named(entry) for entry in probe),
+        device=device,
+        fresh=fresh,
+        accept_changed=accept_changed,
+    )
+
+
+def tile_plan(
+    recipe: Recipe, cohort: Sequence[str], tiles: Sequence[str], mpp: float | None, where: str | None
+) -> TilePlan:
+    """The tile plan of a run over all its cohorts and folders."""
+    if not cohort and not tiles:
+        raise RecipeError("give slides with --cohort FILE (from `eosin index`) or tiles with --tiles DIR --mpp X")
+    if tiles and mpp is None:
+        raise DataError("--tiles needs --mpp, the µm/px of those tiles")
+    sources: list[Source] = []
+    weights: list[float] = []
+    for entry in cohort:
+        path, weight = _weighted(entry.partition("=")[2] or entry)
+        loaded = Cohort.read(path)
+        if skipped := len(loaded.table) - len(loaded.usable):
+            say(f"{path}: {skipped} of {len(loaded.table)} slides are skipped because they could not be indexed")
+        loaded = loaded.where(where) if where else loaded
+        if len(loaded.usable) == 0:
+            raise CohortError(f"{path}: no usable slide{' where ' + where if where else ''}")
+        sources.append(SlideSource(loaded, recipe.tiles, recipe.run.seed))
+        weights.append(weight)
+    for entry in tiles:
+        path, weight = _weighted(entry)
+        sources.append(FolderSource(path, float(mpp or 0), recipe.tiles))
+        weights.append(weight)
+    return TilePlan(sources, recipe.run.seed, weights)
+
+
+def _weighted(entry: str) -> tuple[str, float]:
+    """`PATH:weight` -> path and weight, 1 without."""
+    path, colon, weight = entry.rpartition(":")
+    if colon and path:
+        try:
+            return path, float(weight)
+        except ValueError:
+            pass
+    return entry, 1.0
+
+
+def _named(entry: str) -> tuple[str, str]:
+    name, equals, path = entry.partition("=")
+    if not equals or not name or not path:
+        raise DataError(f"--probe {entry!r}: write it as NAME=PATH")
+    return name, path

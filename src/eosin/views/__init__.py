@@ -1,0 +1,6 @@
+"""Views: a uint8 batch of tiles becomes augmented crops, batched, on the device. See multicrop.py."""
+
+from eosin.views.config import ViewsConfig
+from eosin.views.multicrop import CropPlan, ViewPlan, denormalise, draw_views, render
+
+__all__ = ["CropPlan", "ViewPlan", "ViewsConfig", "denormalise", "draw_views", "render"]
