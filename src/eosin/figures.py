@@ -147,7 +147,12 @@ def line_chart(
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
     at, value = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     at, mean, low, high = thin(at[np.isfinite(value)], value[np.isfinite(value)])
-    settings = {"svg.fonttype": "none", "svg.hashsalt": f"eosin-{slug}", "path.simplify": False, "font.size": 8.5}
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": f"eosin-{slug}",
+        "path.simplify": False,
+        "font.size": 8.5,
+    }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(3.3, 1.75), layout="constrained")
         FigureCanvasSVG(figure)

@@ -109,8 +109,7 @@ def test_subset_runs_branches_on_the_kept_crops_only() -> None:
     for block in vit.blocks:
         block.mlp.fc1.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
     vit(crops(), None, draw_drop_path(config, Words(1), TILES, VIEWS, GROUP))
-    # Groups of 4 tiles: 8 crops of 5 tokens keep int(4.8) = 4, 12 crops of 2 tokens keep int(7.2) = 7; two
-    # groups.
+    # Two groups, in each 8 crops of 5 tokens keep int(4.8) = 4, 12 of 2 tokens keep int(7.2) = 7.
     assert seen == [2 * (4 * 5 + 7 * 2)] * 3
 
 

@@ -25,7 +25,9 @@ def test_prototypes_are_weight_normed() -> None:
     b.pow(2).sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
     torch.testing.assert_close(head.last_layer.weight_g.grad, twin.parametrizations.weight.original0.grad)
-    torch.testing.assert_close(head.last_layer.weight_v.grad, twin.parametrizations.weight.original1.grad)
+    torch.testing.assert_close(
+        head.last_layer.weight_v.grad, twin.parametrizations.weight.original1.grad, atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

@@ -120,8 +120,7 @@ def test_masked_patches_are_not_seen() -> None:
 
 
 def test_masked_tokens_still_have_a_position() -> None:
-    """The mask token replaces a patch before positions are added, so two masked patches differ by position
-    alone."""
+    """Positions are added after masking, so masked patches differ by position alone."""
     vit = lively(PLAIN)
     (tokens,) = vit.embed([torch.randn(1, 3, 32, 32)], [torch.ones(1, 16, dtype=torch.bool)])
     torch.testing.assert_close(tokens[:, 1:], vit.mask_token + vit.pos_embed[:, 1:])

@@ -15,7 +15,7 @@ from eosin.report.pictures import (
 
 
 def two_regions() -> np.ndarray:
-    """Tokens [2, 8, 8, 16]: the left half of each tile points one way, the right half another, small noise."""
+    """Tokens [2, 8, 8, 16]: the left half of each tile points one way, the right half another, plus noise."""
     values = np.random.default_rng(1)
     tokens = values.normal(0, 0.05, (2, 8, 8, 16))
     tokens[:, :, :4, 0] += 3.0

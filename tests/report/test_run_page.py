@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ from eosin.errors import DataError, OutputError
 from eosin.features.encoder import ColourEncoder, VitEncoder
 from eosin.models import EncoderConfig, ViT
 from eosin.report import write_run_report
+from eosin.report.run_page import training_seconds
 from eosin.runs import RunFolder
 from eosin.slides import Cohort
 
@@ -195,6 +197,21 @@ def test_without_encoder_the_pixels_are_still_shown(run: RunFolder, tmp_path: Pa
     assert {"tiles", "views"} < page.sections
     assert not {"patches", "neighbours"} & page.sections
     assert "no encoder was given" in page.text
+
+
+def test_time_comes_from_the_rate_where_it_is_not_stated() -> None:
+    rows = [{"step": 0, "rankme": 1.0}, {"tiles": 100, "img_s": 10.0}, {"tiles": 300, "img_s": 20.0}]
+    assert training_seconds(rows) == 20.0
+    assert training_seconds([*rows, {"seconds": 99.0}]) == 99.0
+    assert training_seconds([]) == 0.0
+
+
+def test_identity_as_a_run_writes_it(run: RunFolder, tmp_path: Path) -> None:
+    known = {"cohort_hash": ["2222bbbb", "3333cccc"], "steps": 50}
+    run.identity.write_text(json.dumps(known))
+    page = Page(write_run_report(run, tmp_path / "report.html"))
+    assert "Step 50 of 50, finished" in page.text
+    assert "2222bbbb 3333cccc" in page.text
 
 
 def test_refuses_with_one_line(run: RunFolder, tmp_path: Path) -> None:

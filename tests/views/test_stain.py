@@ -71,13 +71,12 @@ def test_jitter_of_one_stain_leaves_the_others() -> None:
 
 
 def test_stains_have_the_colours_of_an_h_and_e_slide() -> None:
-    """Haematoxylin takes red away most (blue-violet), eosin green (pink); unit vectors; glass has density 0."""
+    """Haematoxylin is blue-violet, eosin takes green away; unit vectors; glass has density 0."""
     vectors = torch.from_numpy(stain.STAIN_VECTORS)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3, dtype=torch.float64))
     haematoxylin, eosin, _ = stain.compose(torch.eye(3)[:, :, None, None])[:, :, 0, 0]
-    assert haematoxylin[2] > haematoxylin[0] > haematoxylin[1] * 0.9
-    assert eosin[1] < eosin[0]
-    assert eosin[1] < eosin[2]
+    assert haematoxylin[2] > haematoxylin[0] > haematoxylin[1]
+    assert eosin[1] < 0.5 * eosin[[0, 2]].min()
     assert stain.separate(torch.ones(1, 3, 1, 1)).abs().max() < 1e-6
 
 

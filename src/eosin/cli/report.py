@@ -21,11 +21,11 @@ def report(
     ] = None,
     cohort: Annotated[Path | None, typer.Option(help="Cohort file, for the table of slides.")] = None,
 ) -> None:
-    """Write one self-contained HTML page of a run: curves, tiles, views, patch tokens, neighbours, probe,
-    slides.
+    """Write one self-contained HTML page of a run: curves, tiles, views, patch tokens, neighbours, probe.
 
     A quickstart's model, results and cohort are found beside its run; for other runs name them.
     """
+    from eosin.cli.quickstart import SYNTHETIC, SYNTHETIC_CAPTION
     from eosin.report import write_run_report
 
     if (run / "run").is_dir():
@@ -43,6 +43,7 @@ def report(
         results=_records(results),
         comparisons=_records(results, comparisons=True),
         cohort=_cohort(cohort),
+        captions={SYNTHETIC: SYNTHETIC_CAPTION},
     )
     typer.echo(page)
 

@@ -28,7 +28,7 @@ from eosin.evaluation.results import ResultsFolder
 from eosin.evaluation.statistics import paired_difference
 from eosin.evaluation.tasks import Task, open_task
 from eosin.features import Encoder, FeatureStore, embed_images, feature_key, load_model
-from eosin.features.extract import default_device
+from eosin.features.extract import find_device
 from eosin.files import PathLike
 from eosin.progress import say
 from eosin.provenance import hash_of
@@ -39,8 +39,7 @@ Outcomes = dict[tuple[str, str, str], Outcome]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: an encoder, or (None) features that came with the task. `model` is its name in results.
-    """
+    """What is judged: an encoder, or (None) features that came with the task. `model` is its name in results."""
 
     model: str
     model_hash: str
@@ -77,29 +76,22 @@ def evaluate(
     resumes, one that would drop results is refused unless `fresh`. Raises EosinError, one line, before long
     work wherever that is possible.
     """
-    folder = ResultsFolder(out, fresh)
+    folder, place = ResultsFolder(out, fresh), find_device(device)
     protocols = find_protocols(protocol)
     if features is not None:
         if model is not None or tasks or against or baselines:
             raise DataError("features come without a model, tasks and other models; give one or the other")
-        opened = [open_task(f"{Path(features).stem}={features}")]
-        _check_tasks(opened, protocols, features=True)
+        opened = _open_tasks([f"{Path(features).stem}={features}"], None, protocols, features=True)
         subjects = [Subject("features", opened[0].content_hash(), None)]
     else:
         if model is None or not tasks:
             raise DataError("nothing to judge: give a model and tasks (NAME=PATH), or features")
-        opened = [open_task(spec, data) for spec in tasks]
-        _check_tasks(opened, protocols, features=False)
-        options = {"pooling": pooling, "input_size": input_size}
-        first = _subject(model, weights=weights, random_init=random_init, seed=seed, **options)
-        subjects = [first, *(_subject(other, **options) for other in against)]
-        subjects += _baselines(model, first, seed) if baselines else []
-        _refuse_twins(subjects)
+        opened = _open_tasks(tasks, data, protocols, features=False)
+        subjects = _subjects(model, against, baselines, pooling, input_size, weights, random_init, seed)
     folder.refuse_others(
         {(t.name, p.id, s.model, s.model_hash) for t in opened for p in protocols for s in subjects}
     )
 
-    place = torch.device(device) if device else default_device()
     outcomes: Outcomes = {}
     contents = {task.name: task.content_hash() for task in opened}
     for subject in subjects:
@@ -108,13 +100,7 @@ def evaluate(
             outcomes.update({(subject.model, task.name, name): outcome for name, outcome in found.items()})
         if subject.encoder is not None:
             subject.encoder.cpu()
-    entries = [
-        (s, t, p, outcomes[s.model, t.name, p.id]) for s in subjects for t in opened for p in protocols
-    ]
-    rows = [{**row_of(t, p, outcome), **_identity(s, t)} for s, t, p, outcome in entries]
-    predictions = [(s.model, t, p.id, outcome) for s, t, p, outcome in entries]
-    folder.write(rows, _comparisons(subjects, opened, protocols, outcomes), predictions)
-    return rows
+    return _write(folder, subjects, opened, protocols, outcomes)
 
 
 def _outcomes(
@@ -145,6 +131,21 @@ def _outcomes(
     return found
 
 
+def _write(
+    folder: ResultsFolder,
+    subjects: Sequence[Subject],
+    tasks: Sequence[Task],
+    protocols: Sequence[Protocol],
+    outcomes: Outcomes,
+) -> list[dict[str, Any]]:
+    """Write the files of the call; returns the rows."""
+    entries = [(s, t, p, outcomes[s.model, t.name, p.id]) for s in subjects for t in tasks for p in protocols]
+    rows = [{**row_of(t, p, outcome), **_identity(s, t)} for s, t, p, outcome in entries]
+    predictions = [(s.model, t, p.id, outcome) for s, t, p, outcome in entries]
+    folder.write(rows, _comparisons(subjects, tasks, protocols, outcomes), predictions)
+    return rows
+
+
 def _embed(
     subject: Subject, task: Task, device: torch.device, batch: int, workers: int
 ) -> npt.NDArray[np.float32]:
@@ -152,6 +153,27 @@ def _embed(
     assert task.images is not None
     encoder = subject.encoder.to(device)
     return embed_images(encoder, task.images, batch, workers, f"{subject.model}, {task.name}")
+
+
+def _subjects(
+    model: PathLike | Encoder,
+    against: Sequence[PathLike | Encoder],
+    baselines: bool,
+    pooling: str | None,
+    input_size: int | None,
+    weights: PathLike | None,
+    random_init: bool,
+    seed: int,
+) -> list[Subject]:
+    """What is judged, `model` first; each under its own name."""
+    options = {"pooling": pooling, "input_size": input_size}
+    first = _subject(model, weights=weights, random_init=random_init, seed=seed, **options)
+    subjects = [first, *(_subject(other, **options) for other in against)]
+    subjects += _baselines(model, first, seed) if baselines else []
+    names = [subject.model for subject in subjects]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise DataError(f"{sorted(repeated)[0]} is given twice; a model is not compared with itself")
+    return subjects
 
 
 def _subject(model: PathLike | Encoder, **options: Any) -> Subject:
@@ -228,26 +250,22 @@ def _comparisons(
     return found
 
 
-def _check_tasks(tasks: Sequence[Task], protocols: Sequence[Protocol], features: bool) -> None:
+def _open_tasks(
+    specs: Sequence[str], data: PathLike | None, protocols: Sequence[Protocol], features: bool
+) -> list[Task]:
+    """Tasks that every protocol can judge, holding features where `features`, else images."""
+    tasks = [open_task(spec, data) for spec in specs]
     names = [task.name for task in tasks]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise DataError(f"two tasks are called {sorted(repeated)[0]}; give each its own name")
     for task in tasks:
-        if features != (task.features is not None):
-            wanted = (
-                "features; use --features for it"
-                if not features
-                else "images; give it as --tasks with a model"
-            )
-            raise DataError(f"task {task.name}: {task.source} holds {wanted}")
+        if features and task.features is None:
+            raise DataError(f"task {task.name}: {task.source} holds images; give it as --tasks with a model")
+        if not features and task.images is None:
+            raise DataError(f"task {task.name}: {task.source} holds features; use --features for it")
         for protocol in protocols:
             folds_of(task, protocol)
         if shared := task.shared_groups():
             where = f"in train and in {task.reported_split}"
             say(f"task {task.name}: {shared} {task.group_name}s are {where}: a leak")
-
-
-def _refuse_twins(subjects: Sequence[Subject]) -> None:
-    names = [subject.model for subject in subjects]
-    if repeated := {name for name in names if names.count(name) > 1}:
-        raise DataError(f"{sorted(repeated)[0]} is given twice; a model is not compared with itself")
+    return tasks

@@ -67,7 +67,6 @@ def export_model(
     _refuse_foreign(folder)
 
     config = vit.config
-    architecture, model_args = timm_arch(config, input_size)
     state = {
         key: value.cpu().contiguous() for key, value in to_timm(vit.state_dict(), config, input_size).items()
     }
@@ -86,14 +85,29 @@ def export_model(
         "code_version": __version__,
         "position_file": resampled,
     }
-    description = {
+    description = _timm_description(vit, block)
+    with atomic_folder(folder) as temporary:
+        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        if resampled:
+            save_file({"pos_embed": native}, temporary / POSITION_FILE, metadata={"format": "pt"})
+        write_json(temporary / "config.json", {**description, "eosin": block})
+        parameters = sum(parameter.numel() for parameter in state.values())
+        write_text(temporary / "README.md", model_card(folder.name, block, parameters, scores))
+    return folder
+
+
+def _timm_description(vit: ViT, block: dict[str, Any]) -> dict[str, Any]:
+    """The part of config.json that timm reads: how to build the network and what pixels it wants."""
+    size = block["input_size"]
+    architecture, model_args = timm_arch(vit.config, size)
+    return {
         "architecture": architecture,
         "num_classes": 0,
-        "num_features": config.width,
+        "num_features": vit.config.width,
         "global_pool": model_args["global_pool"],
         "model_args": model_args,
         "pretrained_cfg": {
-            "input_size": [3, input_size, input_size],
+            "input_size": [3, size, size],
             "fixed_input_size": False,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
@@ -105,16 +119,7 @@ def export_model(
             "classifier": "head",
             "license": "unknown",
         },
-        "eosin": block,
     }
-    with atomic_folder(folder) as temporary:
-        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-        if resampled:
-            save_file({"pos_embed": native}, temporary / POSITION_FILE, metadata={"format": "pt"})
-        write_json(temporary / "config.json", description)
-        parameters = sum(parameter.numel() for parameter in state.values())
-        write_text(temporary / "README.md", model_card(folder.name, block, parameters, scores))
-    return folder
 
 
 def _refuse_foreign(folder: Path) -> None:

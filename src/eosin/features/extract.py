@@ -80,6 +80,16 @@ class _Resized(Dataset[Any]):
         return np.ascontiguousarray(tile[0].permute(1, 2, 0).numpy())
 
 
-def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def find_device(name: str | None = None) -> torch.device:
+    """The device called `name` (cpu, cuda, cuda:1 ...); None: the GPU where there is one, else the CPU.
+
+    Raises DataError for a device that this machine does not have.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise DataError(f"no device {name!r} on this machine; use cpu or leave it out") from error
+    return device

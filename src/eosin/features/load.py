@@ -52,6 +52,8 @@ def load_model(
     name = str(model)
     folder = Path(model).expanduser()
     if name == "colour":
+        if weights is not None or random_init:
+            raise WeightsError("colour has no weights: it is six numbers of the tile")
         encoder: Encoder = ColourEncoder()
     elif folder.is_dir():
         encoder = _from_folder(folder, weights, random_init, pooling, input_size, seed)

@@ -54,8 +54,11 @@ class DropPath:
     crops: tuple[int, ...]
     """Crops a tile has of each size, in call order."""
     draws: tuple[Tensor, ...]
-    """One a crop size. sample: float [depth, 2, views, tiles], 0 or 1 / (1 - p). subset: int64 [depth, 2,
-    groups, kept], crop numbers v * group + t inside each group, ascending. Empty: nothing is dropped."""
+    """One a crop size; none at all if nothing is dropped.
+
+    sample: float [depth, 2, views, tiles], 0 or 1 / (1 - p).
+    subset: int64 [depth, 2, groups, kept], crop numbers v * group + t inside each group, ascending.
+    """
 
     def rows(self, first: int, last: int) -> DropPath:
         """The part of tiles first .. last - 1, numbered anew from 0.
@@ -103,8 +106,7 @@ class DropPath:
         return layers
 
     def _batch_rows(self, draw: Tensor) -> Tensor:
-        """Group numbers [depth, 2, groups, kept] -> rows of the view-major batch [depth, 2, groups *
-        kept]."""
+        """Numbers [depth, 2, groups, kept] inside groups -> batch rows [depth, 2, groups * kept]."""
         view = torch.div(draw, self.group, rounding_mode="floor")
         first_tile = torch.arange(draw.shape[2], device=draw.device)[:, None] * self.group
         return (view * self.tiles + first_tile + draw % self.group).flatten(2)

@@ -1,5 +1,4 @@
-"""The projection head of DINO and iBOT: an MLP to a bottleneck, L2, then a weight-normed linear onto the
-prototypes.
+"""The projection head of DINO and iBOT: MLP to a bottleneck, L2, weight-normed linear onto prototypes.
 
 Caron et al. 2021 (DINO), Zhou et al. 2021 (iBOT), Oquab et al. 2023 (DINOv2). Losses and targets are not
 here. Parameter names are those of Meta's DINOv2 heads.
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 class Prototypes(nn.Module):
     """Linear without bias whose row k is gain_k * v_k / |v_k| (Salimans and Kingma 2016).
 
-    Starts with gain 1 and directions as torch starts a linear. `train_gain=False` (DINO v1) keeps the gain
-    at 1.
+    Starts with gain 1 and directions as torch starts a linear. `train_gain=False` (DINO v1) keeps gain 1.
     """
 
     def __init__(self, width: int, count: int, train_gain: bool) -> None:

@@ -70,8 +70,7 @@ _TIMM_NAMES = {
 
 
 def timm_arch(config: EncoderConfig, img_size: int | None = None) -> tuple[str, dict[str, Any]]:
-    """Name and `model_args` with which timm.create_model(name, **args) builds the same network without a
-    classifier.
+    """Name and `model_args` with which timm.create_model(name, **args) builds the same encoder.
 
     The arguments are complete, so the name only picks the family; all are plain JSON values. With the
     "antialias" rule the table stays native and timm's `dynamic_img_size` equals ours at every size. timm

@@ -101,8 +101,7 @@ def _block_masks(words: Words, counts: IntArray, grid: int) -> BoolArray:
 
 
 def _spans(position: npt.NDArray[np.float64], length: IntArray, grid: int) -> BoolArray:
-    """[C, grid], True on `length` neighbours; where in the grid is `position` in [0, 1). Nothing where too
-    long."""
+    """[C, grid], True on `length` neighbours that start at `position` (0..1) of the room there is."""
     first = (position * (grid - length + 1)).astype(np.int64)[:, None]
     cells = np.arange(grid)
     return (cells >= first) & (cells < first + length[:, None]) & (length[:, None] <= grid)

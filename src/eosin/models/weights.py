@@ -30,8 +30,7 @@ State = dict[str, Tensor]
 WRAPPERS = ("teacher", "model", "state_dict")
 """Keys under which published checkpoints keep the state, in the order in which they are looked for."""
 META_PREFIXES = ("teacher.backbone.", "module.backbone.", "backbone.", "module.")
-"""Prefixes of the encoder in Meta's checkpoints; the first that occurs is stripped, others must be listed
-below."""
+"""Prefixes of the encoder in Meta's checkpoints; the first of these that occurs is stripped."""
 IGNORED: dict[Layout, tuple[str, ...]] = {
     "eosin": (),
     "timm": ("head.",),
@@ -112,8 +111,10 @@ def read_state(path: str | Path) -> State:
 
 
 def from_timm(state: Mapping[str, Tensor], config: EncoderConfig) -> State:
-    """Names of timm's VisionTransformer -> ours. Keys that `IGNORED` names are left out, unknown ones stay
-    as they are."""
+    """Names of timm's VisionTransformer -> ours.
+
+    Keys that `IGNORED` names are left out, unknown ones stay as they are.
+    """
     renamed = {}
     for key, value in state.items():
         if _is_ignored(key, "timm"):
@@ -126,10 +127,9 @@ def from_timm(state: Mapping[str, Tensor], config: EncoderConfig) -> State:
 
 
 def to_timm(state: Mapping[str, Tensor], config: EncoderConfig, img_size: int | None = None) -> State:
-    """Our names -> those of the timm model that `timm_arch(config, img_size)` names; the mask token is left
-    out.
+    """Our names -> those of the timm model that `timm_arch(config, img_size)` describes.
 
-    timm's models with registers have no CLS row; it is folded into the CLS token. timm resamples position
+    The mask token is left out. timm's models with registers have no CLS row; it is folded into the CLS token. timm resamples position
     tables by the "antialias" rule only, so with the "offset" rule the table is brought to `img_size` px
     here.
     """
@@ -147,8 +147,7 @@ def to_timm(state: Mapping[str, Tensor], config: EncoderConfig, img_size: int | 
 
 
 def from_meta(state: Mapping[str, Tensor], config: EncoderConfig) -> State:
-    """Names of Meta's DINO and DINOv2 -> ours: prefixes stripped, chunked blocks (blocks.0.3.norm1) made
-    flat.
+    """Names of Meta's DINO and DINOv2 -> ours: no prefix, no chunks (blocks.0.3.norm1).
 
     Of a whole training checkpoint the teacher's encoder is taken. Keys that `IGNORED` names are left out,
     unknown ones stay as they are.
@@ -211,8 +210,10 @@ def load_encoder(
 
 
 def guess_layout(state: Mapping[str, Tensor]) -> Layout:
-    """The layout that the names of a state speak of. Plain ViT names, the same in all three, count as
-    "timm"."""
+    """The layout that the names of a state speak of.
+
+    Plain ViT names are the same in all three and count as "timm", our own count as "meta".
+    """
     keys = list(state)
     if any(key.startswith(META_PREFIXES) or re.match(r"blocks\.\d+\.\d+\.", key) for key in keys):
         return "meta"
@@ -247,8 +248,7 @@ def _has_class_row(table: Tensor) -> bool:
 
 
 def _fit_class_row(state: Mapping[str, Tensor], wanted: bool) -> State:
-    """Give the position table a zero CLS row, or fold its CLS row into the CLS token; the function stays
-    the same."""
+    """Give the position table a zero CLS row, or fold its CLS row into the CLS token."""
     out = dict(state)
     table, token = out.get("pos_embed"), out.get("cls_token")
     if table is None or token is None or _grid_of(out) is None or _has_class_row(table) == wanted:

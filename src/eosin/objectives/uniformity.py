@@ -28,7 +28,7 @@ def kde(z: Tensor, kappa: float = 5.0, address: Tensor | None = None) -> Tensor:
     same = torch.eye(len(x), dtype=torch.bool, device=x.device)
     if address is not None:
         same = same | (address[:, None] == address[None, :])
-    others = (~same).sum(dim=1)  # [N]
+    others = (~same).sum(dim=1).to(x.dtype)  # [N]
     counted = others > 0
     # A finite stand-in for -inf keeps the gradient of an empty row at zero instead of NaN.
     density = torch.logsumexp(similarity.masked_fill(same, -1e9), dim=1) - torch.log(others.clamp(min=1))

@@ -41,9 +41,11 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Schedule and speed": {
         "lr": ("Learning rate", "after warm-up, as the recipe has it"),
-        "wd": ("Weight decay", "as the recipe has it"),
+        "last_layer_lr": ("Learning rate, last layer", "zero while the prototypes are frozen"),
+        "weight_decay": ("Weight decay", "as the recipe has it"),
         "momentum": ("Teacher momentum", "1 means that the teacher stands still"),
-        "teacher_temp": ("Teacher temperature", "lower means sharper targets"),
+        "teacher_temperature": ("Teacher temperature", "lower means sharper targets"),
+        "uniformity_ramp": ("Ramp of the uniformity term", "share of its weight that is in force"),
         "grad_norm": ("Gradient norm", "before clipping; spikes are normal, steady growth is not"),
         "img_s": ("Tiles per second", "a falling rate usually means slow slide reading"),
         "mfu": ("MFU", "share of the device's datasheet peak that is used"),
@@ -91,8 +93,8 @@ def curves_section(metrics: Sequence[dict[str, Any]], width: int | None = None) 
 
 
 def _belongs(name: str, known: str) -> bool:
-    """`knn/colon` and `knn_colon` belong to knn; loss/ibot is not a part of loss, it has its own line."""
-    return name == known or (known != "loss" and name.startswith((f"{known}/", f"{known}_")))
+    """`knn/colon` belongs to knn; loss/ibot is not a part of loss, it has its own line."""
+    return name == known or (known != "loss" and name.startswith(f"{known}/"))
 
 
 def _chart(

@@ -43,7 +43,7 @@ class Sample:
     slide: list[str]  # [N]
     mpp: FloatArray  # [N] µm/px
     globals: Array  # uint8 [V, G, g, g, 3], crops of the first V tiles
-    locals: Array  # uint8 [V, L, l, l, 3]
+    locals: Array  # uint8 [V, L, l, l, 3]; L may be 0
 
     @classmethod
     def read(cls, path: Path) -> Sample:
@@ -54,7 +54,9 @@ class Sample:
                 [str(name) for name in data["slide"]],
                 data["mpp"].astype(np.float32),
                 data["globals"],
-                data["locals"],
+                data["locals"]
+                if "locals" in data
+                else np.zeros((len(data["globals"]), 0, 1, 1, 3), np.uint8),
             )
 
     def name(self, n: int) -> str:
@@ -70,9 +72,9 @@ def tiles_section(sample: Sample) -> Section:
     ]
     slides = len(set(sample.slide))
     how = (
-        f"The first {len(shown)} tiles that this run trains on, from {slides} slide{'s' * (slides != 1)}: "
-        "they should be tissue in focus, from many slides; glass, pen marks and black edges mean that the "
-        "filters let too much through."
+        f"{len(shown)} tiles drawn as those of the training, from {slides} slide{'s' * (slides != 1)}: they "
+        "should be tissue in focus, from many slides; glass, pen marks and black edges mean that the filters "
+        "let too much through."
     )
     return Section("tiles", "Tiles", how, [element("div", shown, class_="tiles")])
 
@@ -87,17 +89,17 @@ def views_section(sample: Sample) -> Section:
             for k, view in enumerate(sample.globals[n])
         ]
         crops = sample.locals[n]
-        if len(crops) > 0:
-            sheet = figures.contact_sheet(
-                crops, columns=-(-len(crops) // 2), cell_px=crops.shape[1], gap_px=1
-            )
+        columns = -(-len(crops) // 2)
+        if columns > 0:
+            sheet = figures.contact_sheet(crops, columns, cell_px=crops.shape[1], gap_px=1)
             parts.append(
                 figure(
                     picture(sheet, f"{len(crops)} local crops of tile {n + 1}", 480),
                     f"{len(crops)} local crops",
                 )
             )
-        rows.append(element("div", parts, class_="view"))
+        # Two rows of local crops are as high as one global crop when half as wide as they are many.
+        rows.append(element("div", parts, class_="view", style=f"--locals: {max(columns, 1) / 2}fr"))
     how = (
         "A tile (left) and the crops made of it: the network is asked to describe all crops of a row "
         "alike, so whatever differs within a row (place, size, orientation, stain) is what it learns to "

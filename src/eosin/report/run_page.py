@@ -186,12 +186,12 @@ def _header(record: Record, name: str, encoder: Any, cohort: Any) -> Html:
         ("Encoder parameters", _parameters(encoder)),
         ("Slides", _slides_words(cohort, record)),
         ("Tiles seen", number(last["tiles"]) if "tiles" in last else ""),
-        ("Training time", duration(last["seconds"]) if "seconds" in last else ""),
+        ("Training time", duration(seconds) if (seconds := training_seconds(record.metrics)) else ""),
         ("Tiles per second", number(last["img_s"], 3) if "img_s" in last else ""),
     ]
     codes: list[tuple[str, str]] = [
         ("Recipe hash", str(identity.get("recipe_hash") or "")),
-        ("Cohort hash", str(identity.get("cohort_hash") or "")),
+        ("Cohort hash", _joined(identity.get("cohort_hash"))),
         ("Plan hash", str(identity.get("plan_hash") or "")),
         ("Model hash", str(getattr(encoder, "model_hash", "") or "")),
         ("Seed", str(identity["seed"]) if "seed" in identity else ""),
@@ -228,12 +228,29 @@ def _last_values(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
     return last
 
 
+def training_seconds(metrics: Sequence[dict[str, Any]]) -> float:
+    """Seconds spent on steps: as logged, or summed from tiles and tiles per second; 0 if unknown."""
+    total, before = 0.0, 0.0
+    for row in metrics:
+        if isinstance(row.get("seconds"), int | float):
+            return float(_last_values(metrics)["seconds"])
+        tiles, rate = row.get("tiles"), row.get("img_s")
+        if isinstance(tiles, int | float) and isinstance(rate, int | float) and rate > 0:
+            total += max(tiles - before, 0.0) / rate
+            before = tiles
+    return total
+
+
+def _joined(value: Any) -> str:
+    return " ".join(str(one) for one in value) if isinstance(value, list) else str(value or "")
+
+
 def _status(record: Record, last: dict[str, float]) -> str:
     """How far the run is, in one line."""
     if "step" not in last:
         return "Nothing has been logged yet."
-    total = _at(record.recipe, "run", "steps")
-    timed = _at(record.recipe, "run", "minutes") is not None
+    total = record.identity.get("steps") or _at(record.recipe, "run", "steps")
+    timed = "steps" not in record.identity and _at(record.recipe, "run", "minutes") is not None
     saved = record.run.steps()
     words = f"Step {number(int(last['step']))}"
     if isinstance(total, int):

@@ -82,9 +82,9 @@ def _probe_table(rows: Results, caption: str) -> Html:
         lines.append([model, _fixed(row.get("mean")), limits, _interval(row, low, high, chance), samples])
     if chance is not None:
         lines.append([element("span", "chance", class_="soft"), _fixed(chance), "", "", ""])
-    unit = next((f", over {row['resampled']}s" for row in rows if row.get("resampled")), "")
-    head = ["encoder", "mean", f"95 % interval{unit}", "", "test samples"]
-    return table(head, lines, numeric=(1, 2, 4), caption=caption, compact=True)
+    unit = next((f" · intervals over {row['resampled']}s" for row in rows if row.get("resampled")), "")
+    head = ["encoder", "mean", "95 % interval", "", "test samples"]
+    return table(head, lines, numeric=(1, 2, 4), caption=caption + unit, compact=True)
 
 
 def _axis(rows: Results, chance: float | None) -> tuple[float, float]:
@@ -242,9 +242,10 @@ def recipe_section(recipe: dict[str, Any], marks: dict[str, str], command: str) 
             for key, value in leaves(recipe).items()
         ]
         body.append(table(["key", "value", "mark"], rows))
+    what = "The command that made this run, and every" if command else "Every"
     how = (
-        "The command that made this run, and every setting in force; the mark behind a value says where it "
-        "comes from, and the hashes at the top tell whether another run had the same."
+        f"{what} setting in force (`eosin train recipe.yaml` takes them from the run folder); the mark "
+        "behind a value says where it comes from, and the hashes at the top tell whether another run agrees."
     )
     return Section(
         "recipe", "How to reproduce", how, body, "recipe.yaml was not found and no command was given."

@@ -156,8 +156,12 @@ class Cohort:
         table = self.table.iloc[rows].reset_index(drop=True)
         return Cohort(self.path, table, self._rows[rows].tolist(), [self._digests[row] for row in rows])
 
+    @cached_property
+    def _usable_rows(self) -> np.ndarray:
+        return self._rows[self._is_usable]
+
     def _bytes(self, column: str, n: int) -> bytes:
-        row = int(self._rows[np.flatnonzero(self._is_usable)[n]])
+        row = int(self._usable_rows[n])
         if (column, row) not in self._remembered:
             found = _read_cell(self.path, column, row, self.usable["slide_id"].iloc[n])
             self._remembered[column, row] = found
@@ -166,7 +170,7 @@ class Cohort:
         return self._remembered[column, row]
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden = ("_remembered", "usable")
+        hidden = ("_remembered", "_usable_rows", "usable")
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -218,8 +222,9 @@ def _schema(file: Path) -> pa.Schema:
 def _read_cell(file: Path, column: str, row: int, slide_id: str) -> bytes:
     try:
         with pq.ParquetFile(file) as parquet:
-            group = parquet.read_row_group(row // _ROWS_A_GROUP, columns=["slide_id", column])
-        found = {name: group.column(name)[row % _ROWS_A_GROUP].as_py() for name in ("slide_id", column)}
+            size = parquet.metadata.row_group(0).num_rows  # the same in all groups but the last
+            group = parquet.read_row_group(row // size, columns=["slide_id", column])
+        found = {name: group.column(name)[row % size].as_py() for name in ("slide_id", column)}
     except (OSError, IndexError, pa.ArrowException) as error:
         raise CohortError(f"{file}: cannot be read: {error}") from error
     if found["slide_id"] != slide_id:

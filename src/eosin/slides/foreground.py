@@ -5,8 +5,8 @@ density is taken relative to it (Beer-Lambert; so a warm lamp, a tint or a dim s
 pixel is tissue where the absorption of its three channels differs enough: stains have colour, dust and
 shadows have none. The threshold follows Otsu (IEEE Trans. SMC 9, 1979) between glass and stain:
 half of it, inside bounds that keep pale tissue, where the surroundings are rough; all of it where they are
-smooth, so that a haze of stain on the glass is left out. Black ink
-and ink that absorbs red most are dropped. Then gaps are closed, specks dropped and small holes filled, sizes in µm.
+smooth, so that a haze of stain on the glass is left out. Black ink and ink that absorbs red most are
+dropped. Then gaps are closed, specks dropped and small holes filled, sizes in µm.
 
 It does not know out-of-focus tissue, folds, or red ink.
 """
@@ -30,8 +30,9 @@ CLOSE_UM = 40.0
 SPECK_MM2 = 0.01
 HOLE_MM2 = 0.02
 ROUGH_UM = 20.0
-HAZE_ROUGHNESS = 0.06
-SURE_COLOUR = 0.1
+HAZE_ROUGHNESS = 0.08
+FAINT_COLOUR = 0.06
+SURE_COLOUR = (0.1, 0.15)
 INK_RIM_UM = 24.0
 
 _SMOOTH_UM = 10.0
@@ -75,9 +76,10 @@ def tissue_of(pixels: Pixels, mpp: float) -> Mask:
     red, green, blue = density[..., 0], density[..., 1], density[..., 2]
     highest = np.maximum(np.maximum(red, green), blue)
     colour = highest - np.minimum(np.minimum(red, green), blue)
-    faint, strong = _thresholds(colour, known, glass_like)
+    ink = _ink(density, colour, highest, mpp)
+    faint, strong = _thresholds(colour, known & ~ink, glass_like)
     tissue = (colour > strong) | ((colour > faint) & (_roughness(colour, mpp) > HAZE_ROUGHNESS))
-    tissue &= known & ~_ink(density, colour, highest, mpp)
+    tissue &= known & ~ink
     return _tidy(tissue, mpp)
 
 
@@ -107,8 +109,9 @@ def _thresholds(colour: Floats, known: Mask, glass_like: Mask) -> tuple[float, f
         return np.inf, np.inf
     otsu = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0] / 255
     noise = float(np.median(colour[glass_like])) if glass_like.any() else 0.0
-    lowest = max(0.02, 3 * noise)
-    return float(np.clip(otsu / 2, lowest, 0.12)), max(float(otsu), SURE_COLOUR, lowest)
+    lowest = min(max(0.02, 3 * noise), 0.08)
+    faint = max(min(otsu / 4, FAINT_COLOUR), lowest)
+    return faint, max(float(np.clip(otsu, *SURE_COLOUR)), faint)
 
 
 def _ink(density: Floats, colour: Floats, highest: Floats, mpp: float) -> Mask:

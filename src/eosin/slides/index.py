@@ -220,11 +220,13 @@ def _tell(cohort: Cohort, strict: bool) -> None:
     if len(failed) > _SHOWN_ERRORS:
         say(f"error: … and {len(failed) - _SHOWN_ERRORS} more, in column `error` of {cohort.path}")
     empty = int((cohort.usable["tissue_mm2"] == 0).sum())
-    counts = (
-        f"{len(cohort.table)} slides: {len(cohort)} ok, {len(failed)} error{'s' if len(failed) > 1 else ''}"
-    )
+    counts = f"{_count(len(cohort.table), 'slide')}: {len(cohort)} ok, {_count(len(failed), 'error')}"
     say(counts + (f" ({empty} ok without tissue)" if empty else ""))
     if len(cohort) == 0:
         raise CohortError(f"{cohort.path}: no slide is usable; see its column `error`")
     if strict and len(failed):
         raise CohortError(f"{cohort.path}: {len(failed)} of {len(cohort.table)} slides failed (--strict)")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -70,7 +70,7 @@ def _card(cohort: Cohort, n: int, row: dict[Any, Any]) -> str:
     numbers = (
         f"{row['width']} × {row['height']} px, {row['mpp_x']:.4g}"
         + (f" × {row['mpp_y']:.4g}" if row["mpp_y"] != row["mpp_x"] else "")
-        + f" µm/px, {row['levels']} levels, {row['vendor']}<br>{row['tissue_mm2']:.2f} mm² of tissue"
+        + f" µm/px, {row['vendor']}<br>{row['tissue_mm2']:.2f} mm² of tissue"
     )
     said = ", ".join(f"{name} {row[name]}" for name in ("patient", "site", "stain") if not pd.isna(row[name]))
     name = html.escape(row["slide_id"])

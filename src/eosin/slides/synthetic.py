@@ -1,13 +1,13 @@
 """Synthetic H&E slides with known tissue: what `eosin quickstart` runs on when it is given no slides.
 
-A slide is a smooth piece of tissue on glass, divided into regions of six tissues, with pen marks at its border.
-`synthetic_layout` says what lies where, `synthetic_tissue` paints how much dye binds there, `synthetic_stain` turns
-dye into colour; this file puts a slide together and writes pyramids and labelled tiles. Stain, light, focus and JPEG
-quality differ so much from slide to slide that colour alone does not tell the tissues apart on a slide not seen
-before.
+A slide is a smooth piece of tissue on glass, divided into regions of six tissues, with pen marks at its
+border. `synthetic_layout` says what lies where, `synthetic_tissue` paints how much dye binds there,
+`synthetic_stain` turns dye into colour; this file puts a slide together and writes pyramids and labelled
+tiles. Stain, light, focus and JPEG quality differ so much from slide to slide that colour alone does not tell
+the tissues apart on a slide not seen before.
 
-It does not imitate a disease or a scanner, and nothing trained on it is of use on patients. One seed gives the same
-pixels wherever numpy, OpenCV and the JPEG encoder compute the same.
+It does not imitate a disease or a scanner, and nothing trained on it is of use on patients. One seed gives
+the same pixels wherever numpy, OpenCV and the JPEG encoder compute the same.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from eosin.errors import OutputError
 from eosin.files import PathLike, atomic_folder, atomic_path, check_writable, write_bytes
 from eosin.progress import progress_bar
 from eosin.randomness import Words
-from eosin.slides.synthetic_layout import TISSUES, Array, Labels, Layout, draw_layout
+from eosin.slides.synthetic_field import Array, Field, Map, lattice_noise
+from eosin.slides.synthetic_layout import TISSUES, Labels, Layout, draw_layout
 from eosin.slides.synthetic_stain import Pixels, Stain, develop, draw_stain
-from eosin.slides.synthetic_tissue import PAINTERS, Field, Map, lattice_noise, paint_tissue
+from eosin.slides.synthetic_tissue import PAINTERS, paint_tissue
 
 __all__ = ["LABEL_DOWNSAMPLE", "PROBE_SLIDES", "TISSUES", "paint_slide", "write_probe", "write_slides"]
 
@@ -54,9 +55,9 @@ def write_slides(
 ) -> list[Path]:
     """Write `count` slides of `size_px` x `size_px` pixels at `mpp` µm/px and return their paths.
 
-    `synthetic-01.svs` ... are tiled JPEG pyramids with an Aperio-style description (OpenSlide takes no µm/px from
-    plain TIFF); `synthetic-01.labels.png` is the truth: uint8 indices into `TISSUES`, 8 times smaller. Complete files
-    of the same parameters are kept. `workers` processes (None: one a CPU) write a slide each.
+    `synthetic-01.svs` ... are tiled JPEG pyramids with an Aperio-style description (OpenSlide takes no µm/px
+    from plain TIFF); `synthetic-01.labels.png` is the truth: uint8 indices into `TISSUES`, 8 times smaller.
+    Complete files of the same parameters are kept. `workers` processes (None: one a CPU) write a slide each.
 
     Raises OutputError where the folder cannot be written or the parameters make no slide.
     """
@@ -85,7 +86,7 @@ def write_slides(
 
 
 def paint_slide(size_px: int, mpp: float, seed: int, number: int) -> tuple[Pixels, Labels, Stain]:
-    """Slide `number` of `seed`: pixels uint8 [size_px, size_px, 3] RGB, labels [size_px // 8, size_px // 8], stain."""
+    """Slide `number` of `seed`: uint8 RGB [size_px, size_px, 3], labels [size_px // 8] * 2, stain."""
     layout = draw_layout(size_px, mpp, Words(seed, "slide", number, "layout"))
     stain = draw_stain(Words(seed, "slide", number, "stain"))
     haematoxylin = np.zeros((size_px, size_px), np.float32)
@@ -133,7 +134,7 @@ def _paint_region(
 
 
 def _tissue_cover(layout: Layout, size_px: int, mpp: float, words: Words) -> Map:
-    """Dye factor [size_px, size_px]: 0 on glass, about 1 in tissue, with a ragged edge and uneven thickness."""
+    """Dye factor [size_px, size_px]: 0 on glass, about 1 in tissue; ragged edge, uneven thickness."""
     edge = _enlarge(layout.edge_um, layout.cell_px)[:size_px, :size_px]
     edge = edge + 2.0 * lattice_noise(words, size_px, size_px, 9.0, mpp)
     cover = np.clip(edge / 4.0 + 0.5, 0, 1)
@@ -147,8 +148,9 @@ def _enlarge(cells: Map, factor: int) -> Map:
 
 
 def _write_slide(path: Path, size_px: int, mpp: float, seed: int, number: int) -> None:
-    """Labels first, then the slide: where the slide exists, its labels do."""
+    """Labels first, then the slide: where a slide exists, the labels beside it are its own."""
     pixels, labels, stain = paint_slide(size_px, mpp, seed, number)
+    path.unlink(missing_ok=True)
     write_bytes(path.with_suffix(".labels.png"), _encode(".png", labels))
     with atomic_path(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
         description = _description(size_px, mpp, seed, number)
@@ -196,9 +198,10 @@ def write_probe(
 ) -> Path:
     """Write labelled tiles of the six tissues and return the folder.
 
-    Layout: `train/CLASS/*.png` and `test/CLASS/*.png` with `per_class` tiles a class (RGB, `size_px` square at `mpp`
-    µm/px), `labels.csv` with columns file, label, split, slide. The tiles of a split come from five slides, each with
-    its own stain; no slide is in both splits. A folder of the same parameters is kept, an older one replaced.
+    Layout: `train/CLASS/*.png` and `test/CLASS/*.png` with `per_class` tiles a class (RGB, `size_px` square
+    at `mpp` µm/px), `labels.csv` with columns file, label, split, slide. The tiles of a split come from five
+    slides, each with its own stain; no slide is in both splits. A folder of the same parameters is kept, an
+    older one replaced.
 
     Raises OutputError where the folder cannot be written or holds something else.
     """

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from eosin.randomness import Words
-from eosin.slides.synthetic_tissue import PAINTERS, Map, lattice_noise
+from eosin.slides.synthetic_field import Array, Map, lattice_noise
+from eosin.slides.synthetic_tissue import PAINTERS
 
 TISSUES: tuple[str, ...] = (*PAINTERS, "background", "pen")
 
 Labels = npt.NDArray[np.uint8]
-Array = npt.NDArray[np.float64]
 
 _CELL_UM = 4.0
 _PEN_LABEL = 0.5
@@ -28,8 +28,9 @@ _PEN_LABEL = 0.5
 class Layout:
     """Maps [n, n] over square cells of `cell_px` pixels, `cell_um` µm.
 
-    `edge_um` is positive inside the tissue and about the distance to its border; `region` numbers the partition of
-    the whole square; `tissues[region]` indexes `TISSUES`; `pen` is the cover by the pen's dye in 0..1.
+    `edge_um` is positive inside the tissue and about the distance to its border; `region` numbers the
+    partition of the whole square; `tissues[region]` indexes `TISSUES`; `pen` is the cover by the pen's dye in
+    0..1.
     """
 
     cell_px: int
@@ -50,7 +51,7 @@ class Layout:
 
 
 def draw_layout(size_px: int, mpp: float, words: Words) -> Layout:
-    """A smooth blob cut into noise-warped Voronoi regions; each tissue gets its share, the largest regions first."""
+    """A smooth blob cut into noise-warped Voronoi regions; each tissue gets its share of the area."""
     cell_px = max(1, round(_CELL_UM / mpp))
     cell_um, size_um = cell_px * mpp, size_px * mpp
     n = -(-size_px // cell_px)

@@ -1,8 +1,8 @@
 """From dye to colour: the stain, the glass and the camera of one synthetic slide.
 
-Beer-Lambert: a pixel is glass · 10^-(dye · absorbance) (Ruifrok and Johnston, "Quantification of histochemical
-staining by color deconvolution", 2001, whose measured vectors lie within the ranges drawn here). A slide has its own
-absorbances, strengths and balance of the two dyes, glass colour, contrast, illumination, focus and JPEG quality.
+Beer-Lambert: a pixel is glass · 10^-(dye · absorbance), as in Ruifrok and Johnston, "Quantification of
+histochemical staining by color deconvolution" (2001). A slide has its own absorbances, strengths and balance
+of the two dyes, glass colour, contrast, illumination, focus and JPEG quality.
 """
 
 from __future__ import annotations
@@ -14,23 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.randomness import Words
-from eosin.slides.synthetic_tissue import Map
+from eosin.slides.synthetic_field import Array, Map
 
 Pixels = npt.NDArray[np.uint8]
-Array = npt.NDArray[np.float64]
 
-_PEN_INKS = (
-    (1.25, 0.75, 0.15),
-    (1.15, 0.35, 0.95),
-    (1.2, 1.2, 1.15),
-)  # optical density of blue, green, black
+_PEN_INKS = ((1.25, 0.75, 0.15), (1.15, 0.35, 0.95), (1.2, 1.2, 1.15))  # density of blue, green, black
 _BAND_PX = 512
 _GRAIN_PX = 512
 
 
 @dataclass(frozen=True)
 class Stain:
-    """What one slide's laboratory and scanner do. Absorbances are optical densities (log10) of one dye unit."""
+    """What one slide's laboratory and scanner do. Dyes and pen: optical density (log10) of one unit."""
 
     haematoxylin: Array  # [3] RGB
     eosin: Array  # [3] RGB
@@ -45,7 +40,7 @@ class Stain:
 
 def draw_stain(words: Words) -> Stain:
     """A stain far from any other: the strengths of the two dyes vary by a factor of about 3 independently."""
-    haematoxylin = np.array([0.64, 0.74, 0.34]) + words.between(-1, 1, 3) * [0.10, 0.07, 0.13]
+    haematoxylin = np.array([0.64, 0.72, 0.30]) + words.between(-1, 1, 3) * [0.10, 0.06, 0.09]
     eosin = np.array([0.16, 0.88, 0.45]) + words.between(-1, 1, 3) * [0.11, 0.10, 0.16]
     return Stain(
         haematoxylin=haematoxylin * float(np.exp(words.between(np.log(0.34), np.log(1.05)))),
@@ -65,8 +60,8 @@ def develop(
 ) -> Pixels:
     """Colours of dye maps [rows, cols] (dye units, negative values count as 0): uint8 RGB [rows, cols, 3].
 
-    `pen` is the cover by ink in 0..1. Works in bands, so that a large slide needs no more than its two maps and its
-    pixels.
+    `pen` is the cover by ink in 0..1. Works in bands, so that a large slide needs no more than its two maps
+    and its pixels.
     """
     rows, cols = haematoxylin.shape
     pixels = np.empty((rows, cols, 3), np.uint8)

@@ -2,9 +2,9 @@
 
 Two routes give the same pictures. On a GPU a crop is a pair of matrices, W_y · tile · W_xᵀ, two batched
 products for a whole batch; on a CPU torch's native uint8 kernel is faster. Both resample as Pillow and
-torchvision do with antialiasing: the cubic (a = -0.5; Keys, IEEE TASSP 1981) or triangle kernel, widened by the
-shrink factor, cut off at the edges of the box and normalised. They differ by 8-bit rounding only (within 2/255).
-Nothing here touches colour, and nothing is drawn at random.
+torchvision do with antialiasing: the cubic (a = -0.5; Keys, IEEE TASSP 1981) or triangle kernel, widened by
+the shrink factor, cut off at the edges of the box and normalised. They differ by 8-bit rounding only (within
+2/255). Nothing here touches colour, and nothing is drawn at random.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 Why: the numbers belong to the global batch and must not depend on how it is spread over ranks; the pictures
 are batched tensor work on any device. Multi-crop as in DINO (Caron et al., ICCV 2021), photometric chain in
-DINOv2's order (Oquab et al., TMLR 2024) with HED jitter before colour jitter. Blur probabilities are those of
-DINO by view (in DINOv2's released code a helper inverts them). The pixel work is in crops.py, stain.py, color.py.
+DINOv2's order (Oquab et al., TMLR 2024) with HED jitter before colour jitter. A blur probability is that of
+blurring, as in DINO (a helper of DINOv2's released code inverts it). The pixel work is in crops.py, stain.py
+and color.py.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Haematoxylin, eosin and DAB as concentrations, and their jitter. Why: slides differ in stain first of all.
 
-Colour deconvolution after Ruifrok and Johnston (Anal. Quant. Cytol. Histol. 2001): optical density is linear in
-the amount of stain. Here OD = -ln((I + 1) / 256) for I in 0..255, with unit-norm stain vectors; in these units
-haematoxylin's median over tissue tiles is near 0.3. scikit-image's rgb2hed has another scale, so widths of a
-jitter cannot be carried over from it. Fitted stain matrices (Macenko, Reinhard) are not in this file.
+Colour deconvolution after Ruifrok and Johnston (Anal. Quant. Cytol. Histol. 2001): optical density is linear
+in the amount of stain. Here OD = -ln((I + 1) / 256) for I in 0..255, with unit-norm stain vectors; in these
+units haematoxylin's median over tissue tiles is near 0.3. scikit-image's rgb2hed has another scale, so widths
+of a jitter cannot be carried over from it. Fitted stain matrices (Macenko, Reinhard) are not in this file.
 """
 
 from __future__ import annotations
