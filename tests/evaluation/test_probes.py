@@ -115,7 +115,10 @@ def test_logreg_is_scikit_learns_with_the_chosen_c(kather: tuple[Examples, ...])
         score = balanced_accuracy_score(val.y, plain.predict(val.x))
         if score > best + 1e-9:
             best, wanted = score, c
-    assert choose_c(train, val, settings["grid"], 1000, 1e-4) == wanted
+    assert choose_c(train, val, settings["grid"], 2, 1000, 1e-4) == wanted
+    # Many penalties so strong that all are at chance must not end the search.
+    few = Examples(train.x[:40], train.y[:40])
+    assert choose_c(few, val, [1e-12, 1e-11, 1e-10, 1e-9, 0.1], 2, 1000, 1e-4) == 0.1
     tight = {"tol": 1e-7, "max_iter": 5000}
     found = logreg(whole, test.x, CLASSES, inner=(train, val), grid=settings["grid"], **tight)
     assert found.choices == {"C": wanted, "converged": True}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from eosin.errors import RecipeError
 from eosin.models import EncoderConfig, Tokens, ViT, draw_drop_path, resize_positions
 from eosin.models.drop_path import Packing
+from eosin.models.vit import attend
 from eosin.randomness import Words
 
 PLAIN = EncoderConfig(width=32, depth=3, heads=4, patch=8, grid=4)
@@ -167,6 +168,18 @@ def test_position_weights_made_in_inference_mode_can_train() -> None:
     assert table.grad is not None
     # Weights of a resampling sum to 1, so each of the 30 outputs hands out gradient 1.
     torch.testing.assert_close(table.grad.sum(), torch.tensor(120.0))
+
+
+@pytest.mark.parametrize("tokens", [1, 10, 50])
+def test_attention_in_bf16_is_the_same_with_and_without_gradients(tokens: int) -> None:
+    """Training on a CPU takes plain products, all else the fused kernel; both equal fp32 up to bf16."""
+    q, k, v = (torch.randn(4, 3, tokens, 16) for _ in range(3))
+    exact = torch.softmax(q @ k.transpose(-2, -1) / 4, -1) @ v
+    fused = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    plain = attend(q.bfloat16().requires_grad_(), k.bfloat16(), v.bfloat16())
+    assert plain.requires_grad
+    for got in (fused, plain):
+        torch.testing.assert_close(got.float(), exact, atol=0.03, rtol=0.02)
 
 
 def test_bf16_autocast_is_close_and_reaches_every_parameter() -> None:

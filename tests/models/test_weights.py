@@ -75,8 +75,8 @@ def meta_state(config: EncoderConfig, chunks: int = 0, prefix: str = "") -> dict
 @pytest.mark.parametrize(
     ("name", "args", "sizes"),
     [
-        ("vit_small_patch14_reg4_dinov2", {}, [(518, 518), (224, 224), (98, 140)]),
-        ("vit_small_patch14_dinov2", {}, [(518, 518), (98, 98)]),
+        ("vit_small_patch14_reg4_dinov2", {}, [(518, 518), (98, 140)]),
+        ("vit_small_patch14_dinov2", {"depth": 4}, [(518, 518), (98, 98)]),
         ("vit_tiny_patch16_224", {}, [(224, 224), (96, 96), (256, 256)]),
         ("vit_small_patch8_224", {"depth": 2}, [(224, 224), (96, 96)]),
         (
@@ -252,9 +252,9 @@ def test_code_in_a_weights_file_is_refused_and_not_run(tmp_path: Path) -> None:
     content = {"model": {"pos_embed": torch.zeros(3), "payload": Malicious(proof)}}
     torch.save(content, path)
     bare = tmp_path / "bare.pth"
-    bare.write_bytes(pickle.dumps(Malicious(proof)))
+    bare.write_bytes(pickle.dumps(Malicious(proof), protocol=2))
     for file in (path, bare):
-        with pytest.raises(WeightsError, match="needs code to run") as caught:
+        with pytest.raises(WeightsError, match=r"needs code to run \((posix|nt)\.system\)") as caught:
             read_state(file)
         assert str(caught.value).startswith(str(file))
         assert "\n" not in str(caught.value)

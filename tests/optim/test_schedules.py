@@ -55,6 +55,6 @@ def test_learning_rate_rules(rule: str, factor: float) -> None:
 def test_steps_as_a_share() -> None:
     assert step_count("10%", 300) == 30
     assert step_count(7, 300) == 7
-    with pytest.raises(ValueError, match="neither"):
-        step_count("ten", 300)
+    with pytest.raises(ValueError, match="warmup_steps"):
+        SchedulesConfig(base_lr=1.0, warmup_steps="ten")
     assert list(linear_then_flat(0, 1, 5, 3)) == pytest.approx([0, 0.5, 1])

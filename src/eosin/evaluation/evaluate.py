@@ -39,7 +39,8 @@ Outcomes = dict[tuple[str, str, str], Outcome]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: an encoder, or (None) features that came with the task. `model` is its name in results."""
+    """What is judged: an encoder, or (None) features that came with the task. `model` is its name in results.
+    """
 
     model: str
     model_hash: str

@@ -42,7 +42,12 @@ class Protocol:
 
 
 _KNN = {"k": 20, "vote": "softmax", "temperature": 0.07}
-_LOGREG = {"grid": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0], "max_iter": 1000, "tol": 1e-4}
+_LOGREG = {
+    "grid": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0],
+    "patience": 2,
+    "max_iter": 1000,
+    "tol": 1e-4,
+}
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.id: protocol

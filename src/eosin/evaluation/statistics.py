@@ -42,7 +42,8 @@ class Difference(NamedTuple):
 
 
 def balanced_accuracy(correct: npt.ArrayLike, labels: npt.NDArray[np.int64]) -> float:
-    """Mean over the classes present in `labels` [N] of the mean of `correct` [N] (0..1); NaN without samples."""
+    """Mean over the classes present in `labels` [N] of the mean of `correct` [N] (0..1); NaN without samples.
+    """
     hits = np.asarray(correct, dtype=np.float64)
     return (
         float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))

@@ -1,6 +1,6 @@
 """The vision transformer that is trained, taught and exported.
 
-Any patch size (8, 14 and 16 px are in use), registers, SwiGLU, LayerScale, interpolated positions, token masks.
+Any patch size (8, 14 and 16 px are in use), registers, SwiGLU, LayerScale, interpolated positions.
 
 Crops of several sizes go through in one call: linears and norms see the tokens of all of them joined,
 attention runs once a crop size. The network draws no random numbers: masks and drop path come from outside.
@@ -26,6 +26,9 @@ from eosin.errors import RecipeError
 from eosin.models.drop_path import Branch, DropPath, Packing, add_branch
 
 Interpolation = Literal["antialias", "offset"]
+
+PLAIN_ATTENTION_TOKENS = 512
+"""Most tokens for which attention may hold its [N, N] weights in memory (`attend`)."""
 
 
 class EncoderConfig(BaseModel):
@@ -132,11 +135,13 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √d) v for [B, h, N, d]; the device's fused kernel, but plain products when training on a CPU.
+    """softmax(q kᵀ / √d) v for [B, h, N, d]: the fused kernel or, where that is slow, plain products.
 
-    torch's fused CPU backward is slow for the few tokens of a crop (bf16, 10 tokens: 34 ms against 2 ms plain).
+    torch's fused CPU backward is many times slower than plain products for the few tokens of a crop in bf16;
+    in fp32 it is the faster one.
     """
-    if q.device.type != "cpu" or not (q.requires_grad and torch.is_grad_enabled()):
+    few = q.shape[-2] <= PLAIN_ATTENTION_TOKENS and q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    if not (few and q.requires_grad and torch.is_grad_enabled()):
         return F.scaled_dot_product_attention(q, k, v)
     weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1)  # [B, h, N, N]
     return weights.to(v.dtype) @ v

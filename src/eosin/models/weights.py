@@ -93,10 +93,9 @@ def read_state(path: str | Path) -> State:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Whatever the two libraries raise on a damaged or hostile file, it is the file that is refused.
-        reason = "needs code to run" if "Unsupported" in str(error) else "is damaged or no weights file"
-        raise WeightsError(
-            f"{path}: {reason} ({type(error).__name__}); give safetensors or a plain state dict of tensors"
-        ) from error
+        code = re.search(r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE)
+        reason = f"needs code to run ({code[1]})" if code else "is damaged or no weights file"
+        raise WeightsError(f"{path}: {reason}; give safetensors or a plain state dict of tensors") from error
     while isinstance(state, Mapping):
         inner = [state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)]
         if not inner:
@@ -129,9 +128,9 @@ def from_timm(state: Mapping[str, Tensor], config: EncoderConfig) -> State:
 def to_timm(state: Mapping[str, Tensor], config: EncoderConfig, img_size: int | None = None) -> State:
     """Our names -> those of the timm model that `timm_arch(config, img_size)` describes.
 
-    The mask token is left out. timm's models with registers have no CLS row; it is folded into the CLS token. timm resamples position
-    tables by the "antialias" rule only, so with the "offset" rule the table is brought to `img_size` px
-    here.
+    The mask token is left out. timm's models with registers have no CLS row; it is folded into the CLS
+    token. timm resamples position tables by the "antialias" rule only, so with the "offset" rule the table is
+    brought to `img_size` px here.
     """
     folded = _fit_class_row(state, config.class_position and not config.registers)
     if config.interpolation == "offset" and img_size is not None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 FloatArray = npt.NDArray[np.float64]
+Steps = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")]
+"""A number of steps, or a share of the run such as "10%"."""
 
 
 class SchedulesConfig(BaseModel):
@@ -21,12 +23,12 @@ class SchedulesConfig(BaseModel):
     base_lr: float = Field(gt=0, description="learning rate before the batch rule")
     lr_rule: Literal["none", "sqrt-1024", "linear-256"] = "none"
     min_lr: float = Field(1e-6, ge=0)
-    warmup_steps: int | str = "10%"
+    warmup_steps: Steps = "10%"
     weight_decay: tuple[float, float] = (0.04, 0.04)
     momentum: tuple[float, float] = (0.994, 1.0)
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
-    teacher_temperature_steps: int | str = "30%"
-    freeze_last_layer_steps: int | str = "1%"
+    teacher_temperature_steps: Steps = "30%"
+    freeze_last_layer_steps: Steps = "1%"
     uniformity_ramp: tuple[float, float] | None = None
 
     def peak_lr(self, batch: int) -> float:
@@ -77,13 +79,9 @@ def linear_then_flat(start: float, end: float, ramp_steps: int, steps: int) -> F
     return np.concatenate([np.linspace(start, end, ramp_steps), np.full(steps - ramp_steps, end)])
 
 
-def step_count(value: int | str, steps: int) -> int:
-    """A number of steps, given as such or as a share of `steps` ("10%"). Raises ValueError for anything else."""
-    if isinstance(value, int):
-        return value
-    if not value.endswith("%"):
-        raise ValueError(f"{value!r} is neither a number of steps nor a share such as '10%'")
-    return round(float(value[:-1]) / 100 * steps)
+def step_count(value: Steps, steps: int) -> int:
+    """A number of steps, given as such or as a share of `steps` ("10%")."""
+    return value if isinstance(value, int) else round(float(value.removesuffix("%")) / 100 * steps)
 
 
 def make_schedules(config: SchedulesConfig, steps: int, batch: int) -> Schedules:

@@ -1,12 +1,12 @@
 """Where the tissue is: a bool map of a slide at a coarse µm/px, by a rule without a model.
 
 The rule is a saturation threshold in optical density. The colour of bare glass is estimated on each slide,
-density is taken relative to it (Beer-Lambert; so a warm lamp, a tint or a dim scan do not count), and a
-pixel is tissue where the absorption of its three channels differs enough: stains have colour, dust and
-shadows have none. The threshold follows Otsu (IEEE Trans. SMC 9, 1979) between glass and stain:
-half of it, inside bounds that keep pale tissue, where the surroundings are rough; all of it where they are
-smooth, so that a haze of stain on the glass is left out. Black ink and ink that absorbs red most are
-dropped. Then gaps are closed, specks dropped and small holes filled, sizes in µm.
+density is taken relative to it (Beer-Lambert; so a warm lamp, a tint or a dim scan do not count), and what
+is thresholded is how much the absorption of the three channels differs: stains have colour, dust and
+shadows have none. Otsu's threshold (IEEE Trans. SMC 9, 1979), bounded, says what is stained beyond doubt; a
+quarter of it, bounded, is enough for pale tissue in rough surroundings, while a smooth haze of stain on the
+glass is left out. Black ink and ink that absorbs red most are dropped. Then gaps are closed, specks dropped
+and small holes filled, sizes in µm.
 
 It does not know out-of-focus tissue, folds, or red ink.
 """
@@ -30,9 +30,10 @@ CLOSE_UM = 40.0
 SPECK_MM2 = 0.01
 HOLE_MM2 = 0.02
 ROUGH_UM = 20.0
-HAZE_ROUGHNESS = 0.08
+HAZE_ROUGHNESS = 0.07
 FAINT_COLOUR = 0.06
-SURE_COLOUR = (0.1, 0.15)
+STAINED_COLOUR = 0.15
+SMOOTH_COLOUR = 0.1
 INK_RIM_UM = 24.0
 
 _SMOOTH_UM = 10.0
@@ -77,10 +78,12 @@ def tissue_of(pixels: Pixels, mpp: float) -> Mask:
     highest = np.maximum(np.maximum(red, green), blue)
     colour = highest - np.minimum(np.minimum(red, green), blue)
     ink = _ink(density, colour, highest, mpp)
-    faint, strong = _thresholds(colour, known & ~ink, glass_like)
-    tissue = (colour > strong) | ((colour > faint) & (_roughness(colour, mpp) > HAZE_ROUGHNESS))
+    faint, stained = _thresholds(colour, known & ~ink, glass_like)
+    tissue = (colour > max(stained, SMOOTH_COLOUR)) | (
+        (colour > faint) & (_roughness(colour, mpp) > HAZE_ROUGHNESS)
+    )
     tissue &= known & ~ink
-    return _tidy(tissue, mpp)
+    return _tidy(tissue, colour > stained, mpp)
 
 
 def glass_colour(pixels: Pixels, known: Mask) -> tuple[Floats, Mask]:
@@ -103,7 +106,7 @@ def glass_colour(pixels: Pixels, known: Mask) -> tuple[Floats, Mask]:
 
 
 def _thresholds(colour: Floats, known: Mask, glass_like: Mask) -> tuple[float, float]:
-    """Above the first a pixel may be tissue; above the second (Otsu) it is, in smooth surroundings too."""
+    """Colour from which a pixel may be tissue, and from which (Otsu) it is stained beyond doubt."""
     levels = np.clip(colour[known] * 255, 0, 255).astype(np.uint8)
     if levels.size == 0:
         return np.inf, np.inf
@@ -111,7 +114,7 @@ def _thresholds(colour: Floats, known: Mask, glass_like: Mask) -> tuple[float, f
     noise = float(np.median(colour[glass_like])) if glass_like.any() else 0.0
     lowest = min(max(0.02, 3 * noise), 0.08)
     faint = max(min(otsu / 4, FAINT_COLOUR), lowest)
-    return faint, max(float(np.clip(otsu, *SURE_COLOUR)), faint)
+    return faint, max(min(otsu, STAINED_COLOUR), faint)
 
 
 def _ink(density: Floats, colour: Floats, highest: Floats, mpp: float) -> Mask:
@@ -131,20 +134,21 @@ def _roughness(colour: Floats, mpp: float) -> Floats:
     return np.asarray(deviation / np.maximum(around, 0.02))
 
 
-def _tidy(tissue: Mask, mpp: float) -> Mask:
-    """Close gaps, drop specks, fill small holes."""
+def _tidy(tissue: Mask, stained: Mask, mpp: float) -> Mask:
+    """Close gaps, drop specks and parts without a stained pixel, fill small holes."""
     side = max(round(CLOSE_UM / mpp), 1) | 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     margin = side
     padded = cv2.copyMakeBorder(tissue.astype(np.uint8), margin, margin, margin, margin, cv2.BORDER_CONSTANT)
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disc)[margin:-margin, margin:-margin]
-    kept = _larger(closed, SPECK_MM2 * 1e6 / mpp**2)
-    return np.asarray(_larger((~kept).astype(np.uint8), HOLE_MM2 * 1e6 / mpp**2) == 0)
+    kept = _larger(closed, SPECK_MM2 * 1e6 / mpp**2, stained)
+    return np.asarray(_larger((~kept).astype(np.uint8), HOLE_MM2 * 1e6 / mpp**2, ~kept) == 0)
 
 
-def _larger(mask: npt.NDArray[np.uint8], least_px: float) -> Mask:
-    """Only the connected parts of at least `least_px` pixels."""
+def _larger(mask: npt.NDArray[np.uint8], least_px: float, seeds: Mask) -> Mask:
+    """Only the connected parts of at least `least_px` pixels that hold a seed."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     keep = stats[:, cv2.CC_STAT_AREA] >= least_px
+    keep &= np.bincount(labels[seeds], minlength=len(stats)) > 0
     keep[0] = False
     return np.asarray(keep[labels])

@@ -18,6 +18,7 @@ from eosin.marks import format_marked, leaves, parse_marked, read_marked
 from eosin.models import EncoderConfig
 from eosin.objectives import ObjectiveConfig
 from eosin.optim import OptimConfig
+from eosin.optim.schedules import Steps
 from eosin.provenance import hash_of
 from eosin.tiles import TilesConfig
 from eosin.views import ViewsConfig
@@ -36,9 +37,9 @@ class RunConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device multiplies in it")
     workers: int | None = Field(None, ge=0, description="reading processes; by the number of cores without")
     log_every: int = Field(10, ge=1)
-    monitor_every: int | str = "10%"
+    monitor_every: Steps = "10%"
     monitor_tiles: int = Field(512, ge=2, description="tiles embedded for RankMe, ODCorr and uniformity")
-    checkpoint_every: int | str = "10%"
+    checkpoint_every: Steps = "10%"
     keep_last: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1, description="checkpoints at these steps are never removed")
 

@@ -60,7 +60,8 @@ def centred_unit(train_x: Floats, test_x: Floats) -> tuple[Floats, Floats]:
 
 
 def draw_shots(labels: Labels, classes: int, shots: int, runs: int, words: Words) -> npt.NDArray[np.int64]:
-    """Sample numbers [runs, classes, shots]: `shots` different samples of each class, uniformly, a run each."""
+    """Sample numbers [runs, classes, shots]: `shots` different samples of each class, uniformly, a run each.
+    """
     picks = np.empty((runs, classes, shots), dtype=np.int64)
     for label in range(classes):
         members = np.flatnonzero(labels == label)

@@ -32,7 +32,8 @@ class ImageFiles(Sequence[npt.NDArray[np.uint8]]):
         return read_image(self.paths[index])
 
     def content_hash(self) -> str:
-        """Hash over the bytes of all files in order (names do not enter: a moved data set is the same one)."""
+        """Hash over the bytes of all files in order (names do not enter: a moved data set is the same one).
+        """
         return hash_of([hash_file(path) for path in self.paths])
 
 

@@ -67,7 +67,8 @@ class Task:
 
     @property
     def groups(self) -> npt.NDArray[np.int64] | None:
-        """Group of each sample as int64 [N] from 0, or None where samples are not known to belong together."""
+        """Group of each sample as int64 [N] from 0, or None where samples are not known to belong together.
+        """
         ids = self.patient if self.patient is not None else self.slide
         return None if ids is None else np.unique(ids, return_inverse=True)[1].astype(np.int64)
 
@@ -92,7 +93,8 @@ class Task:
         return hash_of([self.kind, self.classes, *columns])
 
     def shared_groups(self) -> int:
-        """Patients (or slides) that lie in both the training part and the reported split: a leak if above 0."""
+        """Patients (or slides) that lie in both the training part and the reported split: a leak if above 0.
+        """
         groups = self.groups
         if groups is None or self.split is None:
             return 0

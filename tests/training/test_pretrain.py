@@ -1,0 +1,152 @@
+"""The step against the method written out plainly: one call a crop, one loop a loss term."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from eosin.models import DropPath
+from eosin.objectives.uniformity import kde
+from eosin.optim import make_schedules, parameter_groups
+from eosin.tiles import TilePlan, TileStream
+from eosin.training import Recipe
+from eosin.training.networks import Networks
+from eosin.training.pretrain import StepDraws, draw_step, pretrain_step
+from eosin.views import render
+
+NO_AUTOCAST = torch.autocast("cpu", dtype=torch.bfloat16, enabled=False)
+
+
+def plain_losses(networks: Networks, recipe: Recipe, pixels, address, draws: StepDraws, temperature: float) -> dict:
+    """Loss terms of one step, crop by crop, by recipes' formulas, without drop path."""
+    goal, views = recipe.objective, recipe.views
+    b = len(pixels)
+    global_crops, local_crops = render(pixels, draws.views, views)
+    masks = torch.from_numpy(draws.masks)
+
+    def balance(logits: torch.Tensor) -> torch.Tensor:
+        q = torch.exp(logits.double() / temperature)
+        for _ in range(goal.sinkhorn_iterations):
+            q = q / q.sum(dim=0, keepdim=True)
+            q = q / q.sum(dim=1, keepdim=True)
+        return q
+
+    def cross_entropy(student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return -(target * torch.log_softmax(student.double() / goal.student_temperature, dim=-1)).sum()
+
+    with torch.no_grad():
+        teacher = [networks.teacher.encoder([crop[None]])[0] for crop in global_crops]
+        dino = balance(torch.cat([networks.teacher.dino(tokens.cls) for tokens in teacher]))
+        hidden = [tokens.patches[0][mask] for tokens, mask in zip(teacher, masks, strict=True)]
+        ibot = balance(networks.teacher.ibot(torch.cat(hidden))).split([len(h) for h in hidden])
+    student = [
+        networks.student.encoder([crop[None]], [mask[None]])[0] for crop, mask in zip(global_crops, masks, strict=True)
+    ]
+    globals_ = [networks.student.dino(tokens.cls)[0] for tokens in student]
+    locals_ = [networks.student.dino(networks.student.encoder([crop[None]])[0].cls)[0] for crop in local_crops]
+    pairs = 2 * views.local_count + 2
+    dino_global = sum(cross_entropy(globals_[v * b + t], dino[(1 - v) * b + t]) for v in range(2) for t in range(b))
+    dino_local = sum(
+        cross_entropy(locals_[v * b + t], dino[w * b + t])
+        for v in range(views.local_count)
+        for w in range(2)
+        for t in range(b)
+    )
+    patches = 0.0
+    for row, mask in enumerate(masks):
+        if mask.any():
+            logits = networks.student.ibot(student[row].patches[0][mask])
+            patches = patches + cross_entropy(logits, ibot[row]) / int(mask.sum())
+    cls = torch.cat([tokens.cls for tokens in student])
+    spread = kde(cls[:b], goal.kappa, address) + kde(cls[b:], goal.kappa, address)
+    return {
+        "loss/dino_global": dino_global / b / pairs,
+        "loss/dino_local": dino_local / b / pairs,
+        "loss/ibot": patches / (2 * b),
+        "loss/uniformity": spread,
+    }
+
+
+def test_one_step_equals_the_method_written_out(recipe: Recipe, plan: TilePlan) -> None:
+    encoder = recipe.encoder.model_copy(update={"drop_path": 0.0})
+    recipe = recipe.model_copy(update={"encoder": encoder})
+    networks = Networks(recipe)
+    with torch.no_grad():  # the teacher differs from the student, as it does after the first step
+        for parameter in networks.teacher.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    tiles = next(iter(TileStream(plan, recipe.run.batch)))
+    draws = draw_step(recipe, 0)
+    values = make_schedules(recipe.optim, 6, recipe.run.batch).at(3)
+    twin = copy.deepcopy(networks)
+    expected = plain_losses(
+        twin, recipe, tiles.pixels, torch.from_numpy(tiles.address), draws, values["teacher_temperature"]
+    )
+    goal = recipe.objective
+    total = expected["loss/dino_global"] + expected["loss/dino_local"] + expected["loss/ibot"]
+    total = total + goal.uniformity_weight * expected["loss/uniformity"]
+    total.backward()
+    gradients = {name: p.grad for name, p in twin.student.named_parameters()}
+
+    captured: dict[str, torch.Tensor] = {}
+
+    class Capture(torch.optim.SGD):
+        def step(self) -> None:
+            captured.update({name: p.grad.clone() for name, p in networks.student.named_parameters()})
+
+    loose = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"clip": 1e9})})
+    groups = parameter_groups(networks.student.encoder, networks.student.heads, 2)
+    losses = pretrain_step(networks, Capture(groups, lr=0.0), loose, tiles, draws, values, NO_AUTOCAST)
+    assert losses["loss"].item() == pytest.approx(total.item(), rel=1e-5)
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6), name
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max()
+        assert (captured[name] - gradient).abs().max() <= 2e-4 * scale + 1e-9, name
+
+
+def test_the_draws_of_a_step_depend_on_seed_and_step_alone(recipe: Recipe) -> None:
+    first, again, later = draw_step(recipe, 4), draw_step(recipe, 4), draw_step(recipe, 5)
+    assert (first.masks == again.masks).all()
+    assert (first.masks != later.masks).any()
+    assert (first.views.globals.jitter_factors == again.views.globals.jitter_factors).all()
+    assert isinstance(first.drops, DropPath)
+    assert all(torch.equal(a, b) for a, b in zip(first.drops.draws, again.drops.draws, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": "centering"},
+        {"uniformity": "koleo"},
+        {"uniformity": "none"},
+        {"ibot_weight": 0.0, "targets": "centering", "train_gain": False},
+    ],
+)
+def test_other_objectives_train_too(recipe: Recipe, plan: TilePlan, changes: dict) -> None:
+    recipe = recipe.model_copy(update={"objective": recipe.objective.model_copy(update=changes)})
+    networks = Networks(recipe)
+    optimizer = torch.optim.AdamW(parameter_groups(networks.student.encoder, networks.student.heads, 2), lr=1e-3)
+    values = make_schedules(recipe.optim, 6, 8).at(3)
+    before = copy.deepcopy(networks.state_dict())
+    for tiles in TileStream(plan, 8, steps=2):
+        losses = pretrain_step(networks, optimizer, recipe, tiles, draw_step(recipe, tiles.step), values, NO_AUTOCAST)
+    assert torch.isfinite(losses["loss"])
+    assert ("loss/ibot" in losses) == (recipe.objective.ibot_weight > 0)
+    moved = {name for name, value in networks.state_dict().items() if not torch.equal(value, before[name])}
+    assert "student.encoder.blocks.0.attn.qkv.weight" in moved
+    assert "teacher.encoder.blocks.0.attn.qkv.weight" in moved
+    assert ("dino_center" in moved) == (recipe.objective.targets == "centering")
+    assert ("student.dino.last_layer.weight_g" in moved) == recipe.objective.train_gain
+
+
+def test_learning_lowers_the_loss_on_repeated_tiles(recipe: Recipe, plan: TilePlan) -> None:
+    networks = Networks(recipe)
+    optimizer = torch.optim.AdamW(parameter_groups(networks.student.encoder, networks.student.heads, 2), lr=1e-3)
+    values = {**make_schedules(recipe.optim, 6, 8).at(3), "lr": 3e-3, "last_layer_lr": 3e-3, "momentum": 0.99}
+    tiles, draws = next(iter(TileStream(plan, 8))), draw_step(recipe, 0)
+    losses = [
+        pretrain_step(networks, optimizer, recipe, tiles, draws, values, NO_AUTOCAST)["loss"].item() for _ in range(30)
+    ]
+    assert losses[-1] < losses[0] - 0.3
