@@ -52,10 +52,12 @@ def main() -> None:
     export_run(out / "run", out / "model", pooling="cls+mean")
     rows = evaluate(str(out / "model"), tasks, "logreg", out / "results", baselines=True, fresh=True)
     for row in rows:
-        print(f"{row['task']:14s} {Path(row['model']).name:40s} {row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]")
+        ends = f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        print(f"{row['task']:10s} {Path(row['model']).name:30s} {row['mean']:.3f} {ends}")
     for row in json.loads(ResultsFolder(out / "results").comparisons.read_text()):
         ends = f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-        print(f"{row['task']:14s} trained minus {Path(row['against']).name:40s} {row['difference']:+.3f} {ends} p {row['p']:.4f}")
+        other = Path(row["against"]).name
+        print(f"{row['task']:10s} trained minus {other:30s} {row['difference']:+.3f} {ends} p {row['p']:.4f}")
 
 
 def write_cohort(data: Path, out: Path) -> Cohort:
@@ -90,7 +92,11 @@ def write_tasks(data: Path, folder: Path) -> list[str]:
     colon = pd.read_csv(data / "colon5_tiles" / "labels.csv")
     colon["file"] = [str(data / "colon5_tiles" / name) for name in colon["file"]]
     colon[["file", "label", "split"]].to_csv(folder / "colon5.csv", index=False)
-    return [f"crc-cells={folder / 'cells.npz'}", f"consep={folder / 'consep.csv'}", f"colon5={folder / 'colon5.csv'}"]
+    return [
+        f"crc-cells={folder / 'cells.npz'}",
+        f"consep={folder / 'consep.csv'}",
+        f"colon5={folder / 'colon5.csv'}",
+    ]
 
 
 def processor_seconds() -> float:

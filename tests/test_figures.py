@@ -16,9 +16,7 @@ def curve_points(svg: str, name: str) -> np.ndarray:
     """Points [N, 2] of the path in the group with id `name`."""
     group = re.search(rf'<g id="{name}">\s*<path d="([^"]*)"', svg)
     assert group
-    return np.array(
-        [[float(v) for v in pair] for pair in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", group.group(1))]
-    )
+    return np.array([[float(v) for v in pair] for pair in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", group.group(1))])
 
 
 def test_curve_holds_the_data_to_an_affine_map() -> None:

@@ -47,7 +47,10 @@ def test_unwritable_places_are_one_line(tmp_path: Path) -> None:
 def test_full_disk_is_one_line_and_keeps_the_old_file() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    with pytest.raises(OutputError, match="No space left"), atomic_path("/dev/shm/eosin-test-full") as temporary:
+    with (
+        pytest.raises(OutputError, match="No space left"),
+        atomic_path("/dev/shm/eosin-test-full") as temporary,
+    ):
         with open("/dev/full", "wb", buffering=0) as full:
             full.write(b"x")
         temporary.write_bytes(b"")

@@ -8,7 +8,6 @@ from scipy import stats
 
 from eosin.randomness import Words
 
-
 GOLDEN = [0.4741052016931837, 0.633366037220227, 0.2980937977719801]
 
 

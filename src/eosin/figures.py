@@ -110,9 +110,7 @@ def outline(
     return drawn
 
 
-def thin(
-    x: FloatArray, y: FloatArray, most: int = 400
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+def thin(x: FloatArray, y: FloatArray, most: int = 400) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """x, mean, lowest and highest y of at most `most` runs of consecutive points: four arrays of one
     length [M].
 

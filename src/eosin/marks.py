@@ -58,9 +58,10 @@ def _construct(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
         value = loader.construct_sequence(node, deep=True)
     else:
         plain = yaml.SafeLoader(node.value)
-        tag = plain.resolve(yaml.ScalarNode, node.value, (node.style is None, False))
+        style = getattr(node, "style", None)
+        tag = plain.resolve(yaml.ScalarNode, node.value, (style is None, False))
         plain.dispose()
-        value = loader.construct_object(yaml.ScalarNode(tag, node.value, node.start_mark, node.end_mark, node.style))
+        value = loader.construct_object(yaml.ScalarNode(tag, node.value, node.start_mark, node.end_mark, style))
     return _Marked(value, suffix)
 
 

@@ -23,9 +23,7 @@ def cells(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     labels = np.arange(80) % 2
     images = rng.integers(0, 120, (80, 8, 8, 3)) + 80 * labels[:, None, None, None]
-    np.savez(
-        tmp_path / "cells.npz", images=images.astype(np.uint8), labels=labels, patient=np.arange(80) // 20
-    )
+    np.savez(tmp_path / "cells.npz", images=images.astype(np.uint8), labels=labels, patient=np.arange(80) // 20)
     return tmp_path / "cells.npz"
 
 

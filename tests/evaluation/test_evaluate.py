@@ -30,9 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     info = {"recipe_hash": "abc", "training": {"tasks": ["colon5"], "patients": ["3"]}}
     half = [0.5, 0.5, 0.5]
-    return export_model(
-        ViT(config), folder, input_size=32, mean=half, std=half, pooling="cls+mean", info=info
-    )
+    return export_model(ViT(config), folder, input_size=32, mean=half, std=half, pooling="cls+mean", info=info)
 
 
 @pytest.fixture
@@ -52,9 +50,7 @@ def cells(shared_data: Path, tmp_path: Path) -> Path:
     """Real nuclei of 12 patients, about 50 each, with their cell type."""
     folder = shared_data / "crc_cells_27px"
     table = pandas.read_csv(folder / "cells.csv")
-    rows = np.concatenate(
-        [part.index[:50] for _, part in table[table.patient_id <= 12].groupby("patient_id")]
-    )
+    rows = np.concatenate([part.index[:50] for _, part in table[table.patient_id <= 12].groupby("patient_id")])
     with np.load(folder / "cells.npz") as archive:
         images = archive["images"][rows]
     chosen = table.loc[rows]
@@ -104,9 +100,7 @@ def test_patients_are_kept_whole_and_resampled_whole(cells: Path, tmp_path: Path
     table = parquet.read_table(tmp_path / "out" / "predictions.parquet").to_pandas()
     assert table.patient.nunique() == 12
     assert balanced_accuracy_score(table.label, table.predicted) == pytest.approx(row["mean"])
-    best = [
-        classes[int(np.argmax(scores))] for classes, scores in zip(table.classes, table.scores, strict=True)
-    ]
+    best = [classes[int(np.argmax(scores))] for classes, scores in zip(table.classes, table.scores, strict=True)]
     assert best == table.predicted.tolist()
 
 
@@ -203,9 +197,7 @@ def test_bad_calls_are_refused_before_work(model: Path, colon: Path, kather: Pat
     assert not any(out.iterdir())
 
 
-def test_a_patient_on_both_sides_is_reported(
-    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_patient_on_both_sides_is_reported(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with np.load(cells) as archive:
         arrays = dict(archive)
     half = np.where(np.arange(len(arrays["labels"])) % 2, "train", "test")

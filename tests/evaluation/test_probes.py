@@ -115,12 +115,14 @@ def test_logreg_is_scikit_learns_with_the_chosen_c(kather: tuple[Examples, ...])
         score = balanced_accuracy_score(val.y, plain.predict(val.x))
         if score > best + 1e-9:
             best, wanted = score, c
-    assert choose_c(train, val, settings["grid"], 2, 1000, 1e-4) == wanted
+    assert choose_c([(train, val)], settings["grid"], 2, 1000, 1e-4) == wanted
+    halves = [Examples(val.x[part], val.y[part]) for part in (slice(0, 90), slice(90, None))]
+    assert choose_c([(train, half) for half in halves], settings["grid"], 2, 1000, 1e-4) == wanted
     # Many penalties so strong that all are at chance must not end the search.
     few = Examples(train.x[:40], train.y[:40])
-    assert choose_c(few, val, [1e-12, 1e-11, 1e-10, 1e-9, 0.1], 2, 1000, 1e-4) == 0.1
+    assert choose_c([(few, val)], [1e-12, 1e-11, 1e-10, 1e-9, 0.1], 2, 1000, 1e-4) == 0.1
     tight = {"tol": 1e-7, "max_iter": 5000}
-    found = logreg(whole, test.x, CLASSES, inner=(train, val), grid=settings["grid"], **tight)
+    found = logreg(whole, test.x, CLASSES, inner=[(train, val)], grid=settings["grid"], **tight)
     assert found.choices == {"C": wanted, "converged": True}
     plain = make_pipeline(StandardScaler(), LogisticRegression(C=wanted, **tight))
     plain.fit(whole.x.astype(np.float64), whole.y)
@@ -130,7 +132,7 @@ def test_logreg_is_scikit_learns_with_the_chosen_c(kather: tuple[Examples, ...])
 def test_classes_that_training_lacks_and_constant_columns(kather: tuple[Examples, ...]) -> None:
     train, val, test = kather
     some = Examples(np.pad(train.x[train.y > 1], ((0, 0), (0, 2)), constant_values=7.3), train.y[train.y > 1])
-    inner = (some, Examples(np.pad(val.x, ((0, 0), (0, 2)), constant_values=7.3), val.y))
+    inner = [(some, Examples(np.pad(val.x, ((0, 0), (0, 2)), constant_values=7.3), val.y))]
     test_x = np.pad(test.x, ((0, 0), (0, 2)), constant_values=7.3)
     found = logreg(some, test_x, CLASSES, inner=inner, grid=[0.1])
     assert np.isfinite(found.scores).all()
@@ -144,7 +146,7 @@ def test_the_same_arguments_give_the_same_prediction(kather: tuple[Examples, ...
     protocol = PROTOCOLS[name]
     settings = {**protocol.settings, **({"runs": 20} if name.startswith("simpleshot") else {})}
     twice = [
-        PROBES[protocol.probe](train, test.x, CLASSES, inner=(train, val), seed=1, fold=0, **settings)
+        PROBES[protocol.probe](train, test.x, CLASSES, inner=[(train, val)], seed=1, fold=0, **settings)
         for _ in range(2)
     ]
     np.testing.assert_array_equal(twice[0].scores, twice[1].scores)

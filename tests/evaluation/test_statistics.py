@@ -42,9 +42,7 @@ def test_bootstrap_is_a_plain_loop(sample: tuple[np.ndarray, ...], by_group: boo
     assert (ends.low, ends.high) == pytest.approx(tuple(np.percentile(wanted, [2.5, 97.5])))
 
 
-def test_draws_do_not_depend_on_the_chunk(
-    sample: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_draws_do_not_depend_on_the_chunk(sample: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     labels, predicted, groups = sample
     whole = bootstrap(predicted == labels, labels, groups, DRAWS)
     monkeypatch.setattr(statistics, "_CHUNK_WORDS", 50)
@@ -121,13 +119,9 @@ def test_further_metrics_are_scikit_learns(sample: tuple[np.ndarray, ...]) -> No
     assert found["accuracy"] == metrics.accuracy_score(labels, predicted)
     assert found["macro_f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
     assert found["auroc"] == pytest.approx(metrics.roc_auc_score(labels, scores, multi_class="ovr"))
-    assert list(found["per_class"].values()) == pytest.approx(
-        metrics.recall_score(labels, predicted, average=None)
-    )
+    assert list(found["per_class"].values()) == pytest.approx(metrics.recall_score(labels, predicted, average=None))
     assert found["confusion"] == metrics.confusion_matrix(labels, predicted).tolist()
-    assert balanced_accuracy(labels == predicted, labels) == pytest.approx(
-        np.mean(list(found["per_class"].values()))
-    )
+    assert balanced_accuracy(labels == predicted, labels) == pytest.approx(np.mean(list(found["per_class"].values())))
     without = describe(labels[labels < 2], predicted[labels < 2], scores[labels < 2], ("a", "b", "c"))
     assert without["auroc"] is None
     assert without["per_class"]["c"] is None

@@ -68,9 +68,7 @@ def test_real_layouts(shared_data: Path) -> None:
     assert (len(tiles), tiles.reported_split) == (2100, "val")
     assert tiles.classes == ("AC", "H", "S", "T", "V")
     listed = open_task(f"colon5={shared_data / 'colon5_tiles' / 'labels.csv'}")
-    assert sorted(zip(tiles.ids, tiles.labels, strict=True)) == sorted(
-        zip(listed.ids, listed.labels, strict=True)
-    )
+    assert sorted(zip(tiles.ids, tiles.labels, strict=True)) == sorted(zip(listed.ids, listed.labels, strict=True))
     features = open_task(f"kather={shared_data / 'kather2016_texture_features' / 'features.npz'}")
     assert features.features is not None
     assert features.features.shape == (5000, 49)
@@ -206,14 +204,19 @@ def test_given_splits_are_used_as_they_are(folder: Path) -> None:
     (fold,) = folds_of(task, PROTOCOLS["knn"])
     assert set(task.split[fold.train]) == {"train"}  # type: ignore[index]
     assert set(task.split[fold.test]) == {"test"}  # type: ignore[index]
-    assert sorted([*fold.inner_train, *fold.inner_val]) == fold.train.tolist()
+    assert len(fold.inner) == 3
+    assert sorted(np.concatenate([judged for _, judged in fold.inner])) == fold.train.tolist()
+    for fitted, judged in fold.inner:
+        assert sorted([*fitted, *judged]) == fold.train.tolist()
     with pytest.raises(DataError, match="simpleshot-4 needs 4 training samples a class, 'A' has 3"):
         folds_of(task, PROTOCOLS["simpleshot-4"])
     for label in "AB":
         picture(folder / "val" / label / "0.png")
     task = open_task(f"a={folder}")
     (fold,) = folds_of(task, PROTOCOLS["logreg"])
-    assert set(task.split[fold.inner_val]) == {"val"}  # type: ignore[index]
+    ((fitted, judged),) = fold.inner
+    assert set(task.split[judged]) == {"val"}  # type: ignore[index]
+    assert fitted.tolist() == fold.train.tolist()
     assert set(task.split[fold.test]) == {"test"}  # type: ignore[index]
 
 

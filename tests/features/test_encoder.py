@@ -38,9 +38,7 @@ def test_colour_is_mean_and_sd_of_the_raw_tile(shared_data: Path) -> None:
     np.testing.assert_allclose(found, [*values.mean(0), *values.std(0)], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_timm_networks_give_what_timm_gives(name: str) -> None:
     pooling = "cls" if name.startswith("vit") else "mean"
     encoder = load_model(name, random_init=True, seed=3)
@@ -114,9 +112,7 @@ except Exception as error:
     print(repr(error))
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "TORCH_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("WeightsError('cannot get the weights of resnet18")
     assert "--weights FILE" in done.stdout
 

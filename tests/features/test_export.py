@@ -85,9 +85,7 @@ def test_load_model_equals_the_trained_vit_at_any_size(kind: str, tmp_path: Path
         torch.testing.assert_close(tokens.flatten(1, 2), ours.patches, atol=1e-5, rtol=0)
 
 
-def test_pooling_of_the_export_is_the_default_and_can_be_changed(
-    tmp_path: Path, pixels: torch.Tensor
-) -> None:
+def test_pooling_of_the_export_is_the_default_and_can_be_changed(tmp_path: Path, pixels: torch.Tensor) -> None:
     vit = make_vit()
     folder = export(vit, tmp_path / "model", pooling="cls+mean")
     ours = vit([normalised(pixels)])[0]

@@ -56,9 +56,7 @@ def factors_of(drops: DropPath, layer: int, branch: int, size: int) -> list[floa
     for group, kept in enumerate(draw.tolist()):
         for number in kept:
             view, tile = divmod(number, drops.group)
-            factors[view * drops.tiles + group * drops.group + tile] = (
-                drops.crops[size] * drops.group / len(kept)
-            )
+            factors[view * drops.tiles + group * drops.group + tile] = drops.crops[size] * drops.group / len(kept)
     return factors
 
 
@@ -91,9 +89,7 @@ def test_equals_a_loop_over_crops_with_gradients(form: str) -> None:
         vit.zero_grad()
         outs = run(vit, crops(), drops)
         sum(out.pow(3).sum() for out in outs).backward()
-        gradients.append(
-            ([o.detach() for o in outs], [p.grad.clone() for p in vit.parameters() if p.grad is not None])
-        )
+        gradients.append(([o.detach() for o in outs], [p.grad.clone() for p in vit.parameters() if p.grad is not None]))
     (fast_out, fast_grad), (slow_out, slow_grad) = gradients
     torch.testing.assert_close(fast_out, slow_out, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(fast_grad, slow_grad, atol=1e-3, rtol=1e-4)
@@ -122,8 +118,7 @@ def test_rows_of_a_global_draw_do_not_depend_on_the_spread(form: str) -> None:
     for first in range(0, TILES, GROUP):
         last = first + GROUP
         part = [
-            x.unflatten(0, (views, TILES))[:, first:last].flatten(0, 1)
-            for x, views in zip(crops(), VIEWS, strict=True)
+            x.unflatten(0, (views, TILES))[:, first:last].flatten(0, 1) for x, views in zip(crops(), VIEWS, strict=True)
         ]
         got = patches_and_cls(vit, part, drops.rows(first, last))
         for out, full, views in zip(got, whole, VIEWS, strict=True):

@@ -50,9 +50,7 @@ def test_dinov2s_published_names_are_the_presets() -> None:
                 PRESETS[f"vit_{size}_patch14{suffix}"],
                 config_of_timm(f"vit_{size}_patch14{suffix}_dinov2"),
             )
-            differing = {
-                key for key in EncoderConfig.model_fields if getattr(ours, key) != getattr(theirs, key)
-            }
+            differing = {key for key in EncoderConfig.model_fields if getattr(ours, key) != getattr(theirs, key)}
             # timm has one resampling rule, no CLS row beside registers, and no drop path of its own.
             assert differing <= {"interpolation", "class_position", "drop_path_form"}
 

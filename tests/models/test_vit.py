@@ -62,9 +62,7 @@ def test_sizes_in_one_call_equal_one_call_each(config: EncoderConfig, form: str 
     for k, image in enumerate(images):
         own = None
         if drops is not None:
-            own = type(drops)(
-                drops.form, drops.tiles, drops.group, drops.crops[k : k + 1], drops.draws[k : k + 1]
-            )
+            own = type(drops)(drops.form, drops.tiles, drops.group, drops.crops[k : k + 1], drops.draws[k : k + 1])
         (alone,) = vit([image], [masks[k]], own)
         torch.testing.assert_close(joined(together[k]), joined(alone), atol=1e-5, rtol=0)
     assert together[1].registers.shape == (16, config.registers, 32)
@@ -216,9 +214,7 @@ def test_impossible_settings_and_crops_are_refused() -> None:
     with pytest.raises(ValueError, match="not divisible by 5 heads"):
         EncoderConfig(width=32, depth=1, heads=5, patch=8, grid=4)
     with pytest.raises(ValueError, match="one rate"):
-        EncoderConfig(
-            width=32, depth=1, heads=4, patch=8, grid=4, drop_path_form="subset", drop_path_law="linear"
-        )
+        EncoderConfig(width=32, depth=1, heads=4, patch=8, grid=4, drop_path_form="subset", drop_path_law="linear")
     with pytest.raises(RecipeError, match="30 x 32 px does not divide into patches of 8 px"):
         lively(PLAIN)([torch.zeros(1, 3, 30, 32)])
     config = PLAIN.model_copy(update={"drop_path": 0.5})

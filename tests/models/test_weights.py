@@ -145,9 +145,7 @@ def test_metas_names_find_their_place(ffn: str, chunks: int, prefix: str) -> Non
     config = SMALL.model_copy(update={"ffn": ffn})
     state = meta_state(config, chunks, prefix)
     if prefix == "teacher.backbone.":  # a whole training checkpoint
-        state |= {
-            key.replace("teacher.", "student."): torch.zeros_like(value) for key, value in state.items()
-        }
+        state |= {key.replace("teacher.", "student."): torch.zeros_like(value) for key, value in state.items()}
         state["teacher.dino_head.mlp.0.weight"] = torch.zeros(3)
     vit = ViT(config)
     report = load_encoder(vit, state)
@@ -173,9 +171,7 @@ def test_dino_v1_has_no_mask_token() -> None:
 
 def test_class_row_is_folded_or_added_without_changing_the_function() -> None:
     state = meta_state(SMALL)
-    with_row, without = (
-        ViT(SMALL.model_copy(update={"class_position": flag})).eval() for flag in (True, False)
-    )
+    with_row, without = (ViT(SMALL.model_copy(update={"class_position": flag})).eval() for flag in (True, False))
     load_encoder(with_row, state, "meta")
     load_encoder(without, state, "meta")
     images = torch.randn(2, 3, 70, 56)

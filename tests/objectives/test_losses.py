@@ -23,9 +23,7 @@ def test_view_pairs_equals_every_pair_by_itself() -> None:
     student, target = torch.randn(3, 5, 7, dtype=torch.float64), distributions(2, 5, 7)
     every = sum(cross_entropy(s, t).mean() for s in student for t in target)
     assert torch.allclose(view_pairs(student, target), every)
-    crossed = sum(
-        cross_entropy(student[i], target[j]).mean() for i in range(3) for j in range(2) if i != j
-    )
+    crossed = sum(cross_entropy(student[i], target[j]).mean() for i in range(3) for j in range(2) if i != j)
     assert torch.allclose(view_pairs(student, target, skip_same_view=True), crossed)
 
 

@@ -15,9 +15,7 @@ def kde_by_loops(z: torch.Tensor, kappa: float, address: list[int] | None) -> fl
     rows = [row / row.norm() for row in z.double()]
     terms = []
     for i, x in enumerate(rows):
-        others = [
-            y for j, y in enumerate(rows) if j != i and (address is None or address[j] != address[i])
-        ]
+        others = [y for j, y in enumerate(rows) if j != i and (address is None or address[j] != address[i])]
         if others:
             terms.append(math.log(sum(math.exp(kappa * float(x @ y)) for y in others)) - math.log(len(others)))
     return sum(terms) / len(terms) if terms else 0.0

@@ -64,7 +64,9 @@ def test_clipping_against_torch(by: str) -> None:
 
 def test_teacher_is_a_moving_average() -> None:
     student, teacher = ViT(CONFIG), ViT(CONFIG)
-    expected = [0.9 * t.detach() + 0.1 * s.detach() for t, s in zip(teacher.parameters(), student.parameters(), strict=True)]
+    expected = [
+        0.9 * t.detach() + 0.1 * s.detach() for t, s in zip(teacher.parameters(), student.parameters(), strict=True)
+    ]
     update_teacher(teacher, student, 0.9)
     for parameter, value in zip(teacher.parameters(), expected, strict=True):
         assert torch.allclose(parameter, value, atol=1e-7)

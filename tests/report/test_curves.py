@@ -23,12 +23,8 @@ def test_every_logged_name_gets_one_chart_under_its_heading() -> None:
         slug = name.replace("/", "-").replace("_", "-")
         assert body.count(f'id="curve-{slug}"') == 1
     assert "k-NN probe: colon" in body
-    assert (
-        body.index("<h3>Loss") < body.index('"curve-loss-uniformity"') < body.index("<h3>What the embeddings")
-    )
-    assert (
-        body.index("<h3>What the embeddings") < body.index('"curve-uniformity"') < body.index("<h3>Schedule")
-    )
+    assert body.index("<h3>Loss") < body.index('"curve-loss-uniformity"') < body.index("<h3>What the embeddings")
+    assert body.index("<h3>What the embeddings") < body.index('"curve-uniformity"') < body.index("<h3>Schedule")
     assert body.index("<h3>Other") < body.index('"curve-something-new"')
 
 

@@ -56,9 +56,7 @@ def test_missing_numbers_and_leaks_are_said() -> None:
 def test_models_are_named_by_hash() -> None:
     rows = [{"model": "x/model", "model_hash": "1"}, {"model": "colour"}, {"model": "vit", "model_hash": "9"}]
     assert [one["model"] for one in named(rows, {"1": "trained"})] == ["trained", "colour-only", "vit"]
-    pair = named(
-        [{"model": "x", "model_hash": "1", "against": "colour", "against_hash": "2"}], {"1": "trained"}
-    )
+    pair = named([{"model": "x", "model_hash": "1", "against": "colour", "against_hash": "2"}], {"1": "trained"})
     assert (pair[0]["a"], pair[0]["b"]) == ("trained", "colour-only")
     assert named([{"a": "p", "b": "q"}], {})[0] == {"a": "p", "b": "q"}
 
@@ -77,8 +75,6 @@ def test_recipe_rows_have_their_marks() -> None:
     recipe = {"encoder": {"width": 8, "bias": None}, "scale": [0.5, 1.0]}
     body = "".join(recipe_section(recipe, {"encoder.width": "A"}, "eosin train x").body)
     assert "eosin train x" in body
-    assert re.search(
-        r"encoder\.width</span></td><td><span class=\"code\">8</span></td><td><span class=\"mark\"", body
-    )
+    assert re.search(r"encoder\.width</span></td><td><span class=\"code\">8</span></td><td><span class=\"mark\"", body)
     assert "0.5, 1.0" in body
     assert "a published replication" not in body

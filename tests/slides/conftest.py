@@ -17,9 +17,7 @@ WriteSlide = Callable[..., Path]
 def write_aperio() -> WriteSlide:
     """write(path, levels, mpp): a lossless Aperio SVS of these levels (uint8 [h, w, 3], full size first)."""
 
-    def write(
-        path: Path, levels: Sequence[np.ndarray], mpp: float | str | None = 0.25, tile: int = 64
-    ) -> Path:
+    def write(path: Path, levels: Sequence[np.ndarray], mpp: float | str | None = 0.25, tile: int = 64) -> Path:
         height, width = levels[0].shape[:2]
         with tifffile.TiffWriter(path) as file:
             for level in levels:

@@ -35,9 +35,7 @@ def cohort(folder: Path) -> Cohort:
 
 
 def test_columns_and_rows(cohort: Cohort) -> None:
-    assert list(cohort.table.columns) == [c for c in COLUMNS if c not in ("foreground", "thumbnail")] + [
-        "grade"
-    ]
+    assert list(cohort.table.columns) == [c for c in COLUMNS if c not in ("foreground", "thumbnail")] + ["grade"]
     assert cohort.table["slide_id"].tolist() == ["a", "b", "broken", "c"]
     assert cohort.usable["slide_id"].tolist() == ["a", "b", "c"]
     assert len(cohort) == 3

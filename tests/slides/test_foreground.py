@@ -48,9 +48,7 @@ def test_clean(density, truth) -> None:
     assert iou(tissue_of(scene(density), 8.0), truth) > 0.95
 
 
-@pytest.mark.parametrize(
-    "glass", [[236, 231, 220], [236, 219, 234], [200, 200, 204]], ids=["warm", "lilac", "dim"]
-)
+@pytest.mark.parametrize("glass", [[236, 231, 220], [236, 219, 234], [200, 200, 204]], ids=["warm", "lilac", "dim"])
 def test_colour_of_the_glass_does_not_matter(density, truth, glass) -> None:
     assert iou(tissue_of(scene(density, np.array(glass)), 8.0), truth) > 0.94
 
@@ -162,9 +160,7 @@ def test_spots_under_tissue_are_found_and_printed_spots_are_not(shared_data: Pat
     folder = shared_data / "her2st_patientC"
     with open_slide(folder / "C3.jpg", mpp=0.687) as slide, open(folder / "C3_spots.tsv") as table:
         mask, mpp = find_foreground(slide)
-        spots = [
-            (float(row["pixel_x"]), float(row["pixel_y"])) for row in csv.DictReader(table, delimiter="\t")
-        ]
+        spots = [(float(row["pixel_x"]), float(row["pixel_y"])) for row in csv.DictReader(table, delimiter="\t")]
     columns, rows = (np.array(spots) * 0.687 / mpp).astype(int).T
     assert mask[rows, columns].mean() > 0.97
     beyond = (

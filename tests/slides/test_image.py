@@ -24,12 +24,8 @@ def pixels() -> np.ndarray:
 
 def test_lossless_files_give_their_pixels(tmp_path, pixels) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    tifffile.imwrite(
-        tmp_path / "strips.tif", pixels, photometric="rgb", rowsperstrip=64, compression="deflate"
-    )
-    tifffile.imwrite(
-        tmp_path / "planar.tif", pixels.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"
-    )
+    tifffile.imwrite(tmp_path / "strips.tif", pixels, photometric="rgb", rowsperstrip=64, compression="deflate")
+    tifffile.imwrite(tmp_path / "planar.tif", pixels.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
     for name in ("a.png", "strips.tif", "planar.tif"):
         with open_slide(tmp_path / name, mpp=0.5) as slide:
             assert (slide.reader, slide.width, slide.height, slide.mpp) == ("image", 703, 1101, 0.5)
@@ -41,9 +37,7 @@ def test_jpeg_is_decoded_as_pillow_does(tmp_path, pixels) -> None:
         path = tmp_path / f"{mode}.jpg"
         Image.fromarray(pixels).convert(mode).save(path, quality=90)
         with open_slide(path, mpp=0.5) as slide:
-            assert np.array_equal(
-                slide.region(0, 0, (703, 1101), 0.5), np.asarray(Image.open(path).convert("RGB"))
-            )
+            assert np.array_equal(slide.region(0, 0, (703, 1101), 0.5), np.asarray(Image.open(path).convert("RGB")))
 
 
 def test_coarse_levels_are_means(tmp_path, pixels) -> None:
@@ -109,9 +103,7 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path) -> None:
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    (tmp_path / "bomb.png").write_bytes(
-        start + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    )
+    (tmp_path / "bomb.png").write_bytes(start + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b""))
     with pytest.raises(SlideError, match=r"bomb\.png.*too large.*pyramidal TIFF"):
         open_slide(tmp_path / "bomb.png", mpp=0.5)
 

@@ -124,9 +124,7 @@ def test_a_killed_indexing_goes_on(tmp_path, slides: Path, reads: list[str]) -> 
     assert not journal.exists()
 
 
-def test_a_rerun_reads_only_what_is_new_or_changed(
-    tmp_path, slides: Path, write_aperio, reads: list[str]
-) -> None:
+def test_a_rerun_reads_only_what_is_new_or_changed(tmp_path, slides: Path, write_aperio, reads: list[str]) -> None:
     (slides / "bad.svs").write_text("no slide")
     out = tmp_path / "c.parquet"
     first = Cohort.index(slides, out, workers=0)
@@ -211,9 +209,7 @@ def test_which_files_are_taken(tmp_path, capfd) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
 
-    def found(
-        *paths: str, exclude: tuple[str, ...] = (), with_mpp: frozenset[str] = frozenset()
-    ) -> list[str]:
+    def found(*paths: str, exclude: tuple[str, ...] = (), with_mpp: frozenset[str] = frozenset()) -> list[str]:
         kept = find_slides([tmp_path / path for path in paths], exclude, with_mpp)
         return [os.path.relpath(path, tmp_path) for path in kept]
 

@@ -25,9 +25,7 @@ def slow_area(level: np.ndarray, x: float, y: float, scale: float, size: int) ->
             total, area = np.zeros(3), 0.0
             for j in range(int(np.floor(top)), int(np.ceil(top + scale))):
                 for i in range(int(np.floor(left)), int(np.ceil(left + scale))):
-                    share = (min(i + 1, left + scale) - max(i, left)) * (
-                        min(j + 1, top + scale) - max(j, top)
-                    )
+                    share = (min(i + 1, left + scale) - max(i, left)) * (min(j + 1, top + scale) - max(j, top))
                     if share > 0:
                         inside = 0 <= i < width and 0 <= j < height
                         total += share * (level[j, i] if inside else 255.0)
@@ -58,9 +56,7 @@ def test_region_is_the_area_average(tmp_path, write_aperio, noise_levels, x, y, 
 
 
 def test_coarsest_level_that_is_fine_enough_is_read(tmp_path, write_aperio) -> None:
-    colours = [
-        np.full((600 // f, 800 // f, 3), value, np.uint8) for f, value in ((1, 10), (4, 100), (16, 200))
-    ]
+    colours = [np.full((600 // f, 800 // f, 3), value, np.uint8) for f, value in ((1, 10), (4, 100), (16, 200))]
     with open_slide(write_aperio(tmp_path / "a.svs", colours)) as slide:
         assert slide.reader == "openslide"
         assert [level.downsample_x for level in slide.levels] == [1, 4, 16]

@@ -202,9 +202,7 @@ def texture_of(tile: np.ndarray) -> np.ndarray:
         slope = np.hypot(right, down)
         level = (grey - grey.mean()) / (grey.std() + 1e-3)
         axes = np.linalg.eigvalsh(np.cov(np.stack([right.ravel(), down.ravel()])))
-        numbers.append(
-            np.histogram(slope / (slope.mean() + 1e-3), [0, 0.25, 0.5, 1, 1.5, 2, 3, 99])[0] / slope.size
-        )
+        numbers.append(np.histogram(slope / (slope.mean() + 1e-3), [0, 0.25, 0.5, 1, 1.5, 2, 3, 99])[0] / slope.size)
         numbers.append(np.histogram(level, [-99, -2, -1, -0.5, 0, 0.5, 1, 2, 99])[0] / level.size)
         numbers.append(np.array([axes[0] / (axes[1] + 1e-3), np.log(grey.std() + 1)]))
         grey = cv2.pyrDown(grey)

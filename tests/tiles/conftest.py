@@ -23,5 +23,8 @@ def cohort(slide_paths: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
     names = [path.name for path in slide_paths]
     (folder / "patients.csv").write_text(f"slide,patient\n{names[0]},P1\n{names[1]},P1\n{names[2]},P2\n")
     return Cohort.index(
-        [str(path) for path in slide_paths], folder / "cohort.parquet", metadata=folder / "patients.csv", workers=0
+        [str(path) for path in slide_paths],
+        folder / "cohort.parquet",
+        metadata=folder / "patients.csv",
+        workers=0,
     )

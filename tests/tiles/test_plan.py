@@ -110,7 +110,10 @@ def test_a_scale_that_no_slide_gives(cohort: Cohort) -> None:
         SlideSource(cohort, config, seed=0)
     kept = SlideSource(cohort, config.model_copy(update={"drop_empty_mpp": True}), seed=0)
     assert kept.config.mpp == [0.5]
-    assert SlideSource(cohort, config.model_copy(update={"max_upsample": 2.1}), seed=0).config.mpp == [0.25, 0.5]
+    assert SlideSource(cohort, config.model_copy(update={"max_upsample": 2.1}), seed=0).config.mpp == [
+        0.25,
+        0.5,
+    ]
     with pytest.raises(PlanError, match="no image gives 8 µm/px"):
         SlideSource(cohort, TilesConfig(size_px=256, mpp=[8.0]), seed=0)
 

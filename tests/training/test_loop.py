@@ -14,15 +14,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .conftest import TINY
 from eosin.errors import OutputError, ResumeError, TrainingStopped
 from eosin.runs import RunFolder
 from eosin.training import export_run, load_recipe, open_run, train
 
+from .conftest import TINY
+
 
 def command(tiles: Path, out: Path, *more: str) -> list[str]:
     changes = [word for change in TINY for word in ("--set", change)]
-    words = [sys.executable, "-m", "eosin", "train", "quickstart", "--tiles", str(tiles), "--mpp", "0.5", "-o", str(out)]
+    words = [
+        sys.executable,
+        "-m",
+        "eosin",
+        "train",
+        "quickstart",
+        "--tiles",
+        str(tiles),
+        "--mpp",
+        "0.5",
+        "-o",
+        str(out),
+    ]
     return [*words, *changes, *more]
 
 
@@ -52,7 +65,9 @@ def test_kill_9_and_rerun_gives_bit_identical_weights(tiles_folder: Path, tmp_pa
     reached = run.steps()
     assert reached, "killed before the first checkpoint"
     assert reached[-1] < 12, "the run ended before it was killed"
-    subprocess.run(command(tiles_folder, tmp_path / "killed", *more), env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        command(tiles_folder, tmp_path / "killed", *more), env=environment(), check=True, capture_output=True
+    )
     whole, resumed = weights(tmp_path / "whole", 12), weights(tmp_path / "killed", 12)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -71,7 +86,16 @@ def test_a_run_folder_holds_what_interfaces_promise(tiles_folder: Path, tmp_path
     run = run_it(tiles_folder, tmp_path / "run")
     assert run.steps() == [4, 6]
     rows = run.read_metrics()
-    named = {"loss", "loss/dino_local", "loss/dino_global", "loss/ibot", "loss/uniformity", "grad_norm", "img_s", "lr"}
+    named = {
+        "loss",
+        "loss/dino_local",
+        "loss/dino_global",
+        "loss/ibot",
+        "loss/uniformity",
+        "grad_norm",
+        "img_s",
+        "lr",
+    }
     assert named <= set(next(row for row in rows if row["step"] == 6))
     assert [row["step"] for row in rows if "rankme" in row] == [0, 3, 6]
     assert {"odcorr", "uniformity"} <= set(rows[0])
@@ -90,7 +114,7 @@ def test_a_complete_run_is_left_alone_and_a_changed_one_refused(tiles_folder: Pa
     assert (run.checkpoint(6) / "networks.safetensors").stat().st_mtime_ns == before
     with pytest.raises(ResumeError, match="belongs to another recipe"):
         run_it(tiles_folder, tmp_path / "run", "optim.base_lr=0.1")
-    with pytest.raises(ResumeError, match="belongs to another recipe|other tiles"):
+    with pytest.raises(ResumeError, match=r"belongs to another recipe|other tiles"):
         run_it(tiles_folder, tmp_path / "run", "tiles.min_foreground=0.3")
     run_it(tiles_folder, tmp_path / "run", "optim.base_lr=0.1", fresh=True)
     assert open_run(tmp_path / "run")[1].optim.base_lr == 0.1

@@ -26,7 +26,12 @@ def test_every_shipped_value_has_a_mark(name: str, tmp_path: Path) -> None:
 
 def test_published_numbers() -> None:
     midnight, marks = load_recipe("midnight-12k")
-    assert (midnight.run.batch, midnight.run.steps, marks["run.batch"], marks["run.steps"]) == (768, 500_100, "S", "I")
+    assert (midnight.run.batch, midnight.run.steps, marks["run.batch"], marks["run.steps"]) == (
+        768,
+        500_100,
+        "S",
+        "I",
+    )
     assert midnight.optim.peak_lr(768) == pytest.approx(3.03e-4, rel=1e-3)
     assert (midnight.tiles.hsv_share, midnight.tiles.min_foreground) == (0.6, 0.4)
     assert midnight.tiles.mpp == [0.25, 0.5, 1.0, 2.0]

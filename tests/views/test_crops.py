@@ -34,9 +34,7 @@ def straight(*shape: int) -> crops.Turns:
     ("height", "width", "out_px"),
     [(128, 128, 96), (128, 128, 48), (64, 64, 98), (100, 70, 33), (256, 256, 224)],
 )
-def test_crops_equal_torchvision(
-    route: str, interpolation: str, height: int, width: int, out_px: int
-) -> None:
+def test_crops_equal_torchvision(route: str, interpolation: str, height: int, width: int, out_px: int) -> None:
     tiles, views = 3, 6
     pixels = noisy_tiles(tiles, height, width)
     rng = np.random.default_rng(1)
@@ -57,9 +55,7 @@ def test_crops_equal_torchvision(
     for view in range(views):
         for tile in range(tiles):
             image = pixels[tile].permute(2, 0, 1).contiguous()
-            expected = vision.resized_crop(
-                image, *boxes[view, tile].tolist(), [out_px, out_px], mode, antialias=True
-            )
+            expected = vision.resized_crop(image, *boxes[view, tile].tolist(), [out_px, out_px], mode, antialias=True)
             assert (ours[view, tile] - expected / 255).abs().max() <= 2 / 255
 
 
@@ -125,9 +121,7 @@ def test_a_turned_crop_is_the_crop_turned(route: str) -> None:
             torch.testing.assert_close(turned[v, t], expected, atol=1e-5, rtol=0)
 
 
-def slow_box(
-    tries: np.ndarray, place: np.ndarray, height: int, width: int, ratio: tuple[float, float]
-) -> list[int]:
+def slow_box(tries: np.ndarray, place: np.ndarray, height: int, width: int, ratio: tuple[float, float]) -> list[int]:
     """RandomResizedCrop as a loop over its tries, with Python's round."""
     for share, aspect in tries:
         w = round((share * height * width * aspect) ** 0.5)
@@ -172,9 +166,7 @@ def test_boxes_are_distributed_as_torchvisions(scale: tuple[float, float]) -> No
     ours = draw_views(config, count, Words(2)).globals.boxes(config, 256, 256)[0]
     torch.manual_seed(0)
     image = torch.zeros(3, 256, 256)
-    theirs = np.array(
-        [RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)]
-    )
+    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)])
 
     def measures(boxes: np.ndarray) -> np.ndarray:
         top, left, height, width = boxes.T.astype(float)

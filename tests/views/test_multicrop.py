@@ -74,9 +74,7 @@ def twin(tile: np.ndarray, plan: CropPlan, v: int, t: int, size_px: int, config:
 def twins(pixels: np.ndarray, plan: ViewPlan, config: ViewsConfig) -> list[Tensor]:
     assert plan.locals is not None
     return [
-        torch.stack(
-            [twin(pixels[t], p, v, t, px, config) for v in range(len(p.grey)) for t in range(len(pixels))]
-        )
+        torch.stack([twin(pixels[t], p, v, t, px, config) for v in range(len(p.grey)) for t in range(len(pixels))])
         for p, px in ((plan.globals, config.global_px), (plan.locals, config.local_px))
     ]
 
@@ -87,9 +85,7 @@ def test_chain_equals_the_slow_twin(blur_order: str) -> None:
     config = TWIN.model_copy(update={"blur_order": blur_order})
     pixels = tissue(24, 64)
     plan = draw_views(config, 24, Words(1))
-    for ours, expected in zip(
-        render(pixels, plan, config, route="matrix"), twins(pixels, plan, config), strict=True
-    ):
+    for ours, expected in zip(render(pixels, plan, config, route="matrix"), twins(pixels, plan, config), strict=True):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, expected, atol=5e-5, rtol=0)
 
@@ -98,9 +94,7 @@ def test_native_route_differs_by_the_rounding_of_its_crops_only() -> None:
     """A step of 8 bits before the chain, which the logarithm of a dark pixel and contrast enlarge."""
     pixels = tissue(24, 64)
     plan = draw_views(TWIN, 24, Words(1))
-    for ours, expected in zip(
-        render(pixels, plan, TWIN, route="native"), twins(pixels, plan, TWIN), strict=True
-    ):
+    for ours, expected in zip(render(pixels, plan, TWIN, route="native"), twins(pixels, plan, TWIN), strict=True):
         error = (ours - expected).abs() * torch.tensor(TWIN.std)[:, None, None]
         assert error.mean() < 0.5 / 255
         assert error.max() < 8 / 255
@@ -143,10 +137,7 @@ def test_views_do_not_depend_on_the_spread_over_ranks(route: str) -> None:
     whole = render(pixels, plan, SMALL, route=route)
     for ranks in (2, 4):
         share = 8 // ranks
-        parts = [
-            render(pixels[a : a + share], plan.rows(a, a + share), SMALL, route=route)
-            for a in range(0, 8, share)
-        ]
+        parts = [render(pixels[a : a + share], plan.rows(a, a + share), SMALL, route=route) for a in range(0, 8, share)]
         for size, expected in enumerate(whole):
             shards = [part[size].unflatten(0, (-1, share)) for part in parts]
             joined = torch.cat(shards, dim=1).flatten(0, 1)
@@ -170,9 +161,7 @@ def test_same_words_same_views() -> None:
 
 
 def test_a_switched_off_step_changes_no_other_number() -> None:
-    off = SMALL.model_copy(
-        update={"hed_sigma": 0.0, "grey_probability": 0.0, "blur_probability": (0.0, 0.0, 0.0)}
-    )
+    off = SMALL.model_copy(update={"hed_sigma": 0.0, "grey_probability": 0.0, "blur_probability": (0.0, 0.0, 0.0)})
     a, b = draw_views(SMALL, 6, Words(1)), draw_views(off, 6, Words(1))
     for one, two in ((a.globals, b.globals), (a.locals, b.locals)):
         for field in fields(CropPlan):

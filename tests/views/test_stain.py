@@ -32,9 +32,7 @@ def test_jitter_equals_a_loop_over_pixels() -> None:
     images = tile(count=4)
     rng = np.random.default_rng(0)
     alpha, beta = rng.uniform(-0.2, 0.2, (2, 4, 3))
-    expected = [
-        slow_jitter(image.double().numpy(), a, b) for image, a, b in zip(images, alpha, beta, strict=True)
-    ]
+    expected = [slow_jitter(image.double().numpy(), a, b) for image, a, b in zip(images, alpha, beta, strict=True)]
     ours = stain.jitter_hed_(images.clone(), torch.from_numpy(alpha).float(), torch.from_numpy(beta).float())
     np.testing.assert_allclose(ours.numpy(), np.stack(expected), atol=2e-5)
 
@@ -56,9 +54,7 @@ def test_concentrations_there_and_back() -> None:
     images = tile()
     torch.testing.assert_close(stain.compose(stain.separate(images)), images, atol=1e-5, rtol=0)
     concentrations = torch.rand(2, 3, 4, 4)
-    torch.testing.assert_close(
-        stain.separate(stain.compose(concentrations)), concentrations, atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(stain.separate(stain.compose(concentrations)), concentrations, atol=1e-4, rtol=0)
 
 
 def test_jitter_of_one_stain_leaves_the_others() -> None:

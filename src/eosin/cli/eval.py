@@ -13,9 +13,7 @@ def eval_(
         str | None,
         typer.Argument(metavar="[MODEL]", help="Exported folder, timm name, or `colour` (6 numbers)."),
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; again = resume.")] = Path(
-        "results"
-    ),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; again = resume.")] = Path("results"),
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,18 +42,12 @@ def eval_(
     weights: Annotated[Path | None, typer.Option("--weights", help="File with the weights of MODEL.")] = None,
     random_init: Annotated[bool, typer.Option("--random-init", help="MODEL with random weights.")] = False,
     pooling: Annotated[str | None, typer.Option("--pooling", help="cls, cls+mean or mean.")] = None,
-    input_size: Annotated[
-        int | None, typer.Option("--input-size", help="Side that the encoder sees, px.")
-    ] = None,
+    input_size: Annotated[int | None, typer.Option("--input-size", help="Side that the encoder sees, px.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images a batch.")] = 64,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read images.")] = 0,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: GPU if any.")
-    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: GPU if any.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of random weights.")] = 0,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Drop what the folder holds and start again.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Drop what the folder holds and start again.")] = False,
 ) -> None:
     """Judge an encoder on your labelled images: k-NN, SimpleShot, logistic regression; 95 % intervals.
 

@@ -9,23 +9,17 @@ import typer
 
 
 def index(
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATHS…", help="Slide files, folders, glob patterns.")
-    ],
+    paths: Annotated[list[str], typer.Argument(metavar="PATHS…", help="Slide files, folders, glob patterns.")],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The cohort file to write; again = only what is new.")
     ] = Path("cohort.parquet"),
     metadata: Annotated[
         Path | None,
-        typer.Option(
-            "--metadata", help="CSV with a column slide (file name or slide_id); the rest is added."
-        ),
+        typer.Option("--metadata", help="CSV with a column slide (file name or slide_id); the rest is added."),
     ] = None,
     mpp_csv: Annotated[
         Path | None,
-        typer.Option(
-            "--mpp-csv", help="CSV slide,mpp: µm/px of slides that do not say it. Slide = file name."
-        ),
+        typer.Option("--mpp-csv", help="CSV slide,mpp: µm/px of slides that do not say it. Slide = file name."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="Processes; default one a core, 0 = in this one.")
@@ -34,9 +28,7 @@ def index(
         Path | None, typer.Option("--exclude", help="Text file: names or patterns to leave out, one a line.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if any slide fails.")] = False,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Page with thumbnails and tissue outlines.")
-    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Page with thumbnails and tissue outlines.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Read all slides again.")] = False,
 ) -> None:
     """Index slides: one row a slide with its size, µm/px and tissue; a broken one becomes its error."""

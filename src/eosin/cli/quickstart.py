@@ -21,13 +21,15 @@ SYNTHETIC_CAPTION = "Synthetic probe: six procedural tissue classes with known l
 
 def quickstart(
     slides: Annotated[
-        list[str] | None, typer.Option("--slides", help="Slide files or folders; procedural H&E slides without. Repeat.")
+        list[str] | None,
+        typer.Option("--slides", help="Slide files or folders; procedural H&E slides without. Repeat."),
     ] = None,
     mpp_csv: Annotated[
         Path | None, typer.Option("--mpp-csv", help="CSV slide,mpp: µm/px of slides that do not say it.")
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option("--task", help="NAME=PATH of your own labelled tiles to probe with. Repeat.")
+        list[str] | None,
+        typer.Option("--task", help="NAME=PATH of your own labelled tiles to probe with. Repeat."),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; again = resume.")] = Path("quickstart"),
     changes: Annotated[
@@ -72,7 +74,9 @@ def _train(out: Path, cohort: Cohort, changes: list[str], fresh: bool) -> RunFol
     return train("quickstart", out / "run", cohort=[str(cohort.path)], set=changes, fresh=fresh)
 
 
-def _judge(out: Path, tasks: list[str], run: RunFolder, fresh: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _judge(
+    out: Path, tasks: list[str], run: RunFolder, fresh: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Export the model and probe it beside random weights and colour alone; rows and paired differences."""
     import json
 

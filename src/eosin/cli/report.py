@@ -10,15 +10,9 @@ import typer
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or the folder of a quickstart.")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The page; RUN/report.html without.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Exported model, for patch-token and neighbour pictures.")
-    ] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Folder with the results.json of `eosin eval`.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; RUN/report.html without.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Exported model, for patch-token and neighbour pictures.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder with the results.json of `eosin eval`.")] = None,
     cohort: Annotated[Path | None, typer.Option(help="Cohort file, for the table of slides.")] = None,
 ) -> None:
     """Write one self-contained HTML page of a run: curves, tiles, views, patch tokens, neighbours, probe.

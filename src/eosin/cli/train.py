@@ -12,21 +12,24 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name from `eosin recipes list`, or a .yaml file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; the same command again resumes.")],
     cohort: Annotated[
-        list[str] | None, typer.Option("--cohort", help="FILE from `eosin index`, or NAME=FILE:weight. Repeat.")
+        list[str] | None,
+        typer.Option("--cohort", help="FILE from `eosin index`, or NAME=FILE:weight. Repeat."),
     ] = None,
     tiles: Annotated[
-        list[str] | None, typer.Option("--tiles", help="Folder or glob of tiles cut already, or DIR:weight. Repeat.")
+        list[str] | None,
+        typer.Option("--tiles", help="Folder or glob of tiles cut already, or DIR:weight. Repeat."),
     ] = None,
     mpp: Annotated[float | None, typer.Option("--mpp", help="µm/px that the --tiles have.")] = None,
-    where: Annotated[str | None, typer.Option("--where", help='Slides to use, e.g. "site == \'A\'".')] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a value: run.batch=64. Repeat.")
-    ] = None,
+    where: Annotated[str | None, typer.Option("--where", help="Slides to use, e.g. \"site == 'A'\".")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Change a value: run.batch=64. Repeat.")] = None,
     probe: Annotated[
-        list[str] | None, typer.Option("--probe", help="NAME=PATH of labelled tiles, watched by k-NN. Repeat.")
+        list[str] | None,
+        typer.Option("--probe", help="NAME=PATH of labelled tiles, watched by k-NN. Repeat."),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: GPU if any.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop what the run folder holds and start anew.")] = False,
     accept_changed: Annotated[
         bool, typer.Option("--accept-changed", help="Resume although recipe or slides have changed.")

@@ -39,8 +39,7 @@ Outcomes = dict[tuple[str, str, str], Outcome]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: an encoder, or (None) features that came with the task. `model` is its name in results.
-    """
+    """What is judged: an encoder, or (None) features that came with the task. `model` is its name in results."""
 
     model: str
     model_hash: str
@@ -89,9 +88,7 @@ def evaluate(
             raise DataError("nothing to judge: give a model and tasks (NAME=PATH), or features")
         opened = _open_tasks(tasks, data, protocols, features=False)
         subjects = _subjects(model, against, baselines, pooling, input_size, weights, random_init, seed)
-    folder.refuse_others(
-        {(t.name, p.id, s.model, s.model_hash) for t in opened for p in protocols for s in subjects}
-    )
+    folder.refuse_others({(t.name, p.id, s.model, s.model_hash) for t in opened for p in protocols for s in subjects})
 
     outcomes: Outcomes = {}
     contents = {task.name: task.content_hash() for task in opened}
@@ -147,9 +144,7 @@ def _write(
     return rows
 
 
-def _embed(
-    subject: Subject, task: Task, device: torch.device, batch: int, workers: int
-) -> npt.NDArray[np.float32]:
+def _embed(subject: Subject, task: Task, device: torch.device, batch: int, workers: int) -> npt.NDArray[np.float32]:
     assert subject.encoder is not None
     assert task.images is not None
     encoder = subject.encoder.to(device)

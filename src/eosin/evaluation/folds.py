@@ -21,14 +21,14 @@ Rows = npt.NDArray[np.int64]
 
 
 class Fold(NamedTuple):
-    """Sample numbers: `train` fits the probe, `test` is reported; settings are chosen by `inner_train` on
-    `inner_val`.
+    """Sample numbers: `train` fits the probe, `test` is reported.
+
+    Settings are chosen by fitting the first and judging the second of each pair in `inner`, taken together.
     """
 
     train: Rows
     test: Rows
-    inner_train: Rows
-    inner_val: Rows
+    inner: list[tuple[Rows, Rows]]
 
 
 def folds_of(task: Task, protocol: Protocol) -> list[Fold]:
@@ -37,16 +37,15 @@ def folds_of(task: Task, protocol: Protocol) -> list[Fold]:
     """
     if task.split is None:
         number = assign_folds(task.labels, task.groups, protocol.folds, protocol.seed, task.name)
-        parts = [
-            (np.flatnonzero(number != k), np.flatnonzero(number == k)) for k in range(int(number.max()) + 1)
-        ]
-        folds = [Fold(train, test, *_inner(task, train, protocol)) for train, test in parts]
+        parts = [(np.flatnonzero(number != k), np.flatnonzero(number == k)) for k in range(int(number.max()) + 1)]
+        folds = [Fold(train, test, _inner(task, train, protocol)) for train, test in parts]
     else:
         train = np.flatnonzero(task.split == "train")
         test = np.flatnonzero(task.split == task.reported_split)
         own_val = task.reported_split == "test" and "val" in task.split
-        inner = (train, np.flatnonzero(task.split == "val")) if own_val else _inner(task, train, protocol)
-        folds = [Fold(train, test, *inner)]
+        val = np.flatnonzero(task.split == "val")
+        inner = [(train, val)] if own_val else _inner(task, train, protocol)
+        folds = [Fold(train, test, inner)]
     for fold in folds:
         _check(task, fold, protocol)
     return folds
@@ -76,24 +75,20 @@ def assign_folds(
     return number
 
 
-def _inner(task: Task, train: Rows, protocol: Protocol) -> tuple[Rows, Rows]:
-    """Part of `train` that fits while settings are chosen, and the part they are chosen on."""
-    groups = task.groups
-    folds = round(1 / protocol.inner_share)
-    number = assign_folds(
-        task.labels[train], None if groups is None else groups[train], folds, protocol.seed, task.name
-    )
-    return train[number != 0], train[number == 0]
+def _inner(task: Task, train: Rows, protocol: Protocol) -> list[tuple[Rows, Rows]]:
+    """Folds of `train`: the part that fits while settings are chosen, and the part they are judged on."""
+    groups = None if task.groups is None else task.groups[train]
+    number = assign_folds(task.labels[train], groups, protocol.inner_folds, protocol.seed, task.name)
+    return [(train[number != k], train[number == k]) for k in range(int(number.max()) + 1)]
 
 
 def _check(task: Task, fold: Fold, protocol: Protocol) -> None:
     present = np.bincount(task.labels[fold.train], minlength=len(task.classes))
-    if (present > 0).sum() < 2 or len(np.unique(task.labels[fold.inner_train])) < 2:
+    if any(len(np.unique(task.labels[rows])) < 2 for rows in (fold.train, *(fit for fit, _ in fold.inner))):
         raise DataError(f"task {task.name}: a training part has one class only; give a split")
     shots = protocol.settings.get("shots", 0)
     if shots > present.min():
         rare = task.classes[int(present.argmin())]
         raise DataError(
-            f"task {task.name}: {protocol.id} needs {shots} training samples a class,"
-            f" {rare!r} has {present.min()}"
+            f"task {task.name}: {protocol.id} needs {shots} training samples a class, {rare!r} has {present.min()}"
         )

@@ -94,9 +94,7 @@ def reported_groups(task: Task, outcome: Outcome) -> npt.NDArray[np.int64] | Non
     return None if groups is None else groups[outcome.rows]
 
 
-def _predict(
-    task: Task, features: npt.NDArray[np.float32], protocol: Protocol, fold: Fold, number: int
-) -> Prediction:
+def _predict(task: Task, features: npt.NDArray[np.float32], protocol: Protocol, fold: Fold, number: int) -> Prediction:
     def examples(rows: npt.NDArray[np.int64]) -> Examples:
         return Examples(np.asarray(features[rows], dtype=np.float32), task.labels[rows])
 
@@ -105,7 +103,7 @@ def _predict(
         examples(fold.train),
         examples(fold.test).x,
         len(task.classes),
-        inner=(examples(fold.inner_train), examples(fold.inner_val)),
+        inner=[(examples(fit), examples(val)) for fit, val in fold.inner],
         seed=protocol.seed,
         fold=number,
         **protocol.settings,

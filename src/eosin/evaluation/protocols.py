@@ -4,7 +4,7 @@
 |---|---|---|
 | knn | 20 nearest neighbours by cosine, votes weighted by exp(similarity / .07) | nothing |
 | simpleshot-1, -4, -16 | nearest centroid of 1, 4, 16 samples a class, centred, L2, 1,000 draws | nothing |
-| logreg | multinomial logistic regression (L-BFGS) on standardised features | C, on an inner split of train |
+| logreg | multinomial logistic regression (L-BFGS) on standardised features | C, on val or inside train |
 
 Knows no arithmetic: probes/ has it. Data without a split is judged by cross-validation, predictions pooled.
 """
@@ -23,7 +23,8 @@ from eosin.provenance import hash_of
 class Protocol:
     """One way of judging. `settings` are the arguments of the probe; `folds` is for data without a split.
 
-    `draws`: bootstrap resamples behind each interval. `seed`: of folds, draws and resamples.
+    `inner_folds`: of train, on which the probe chooses its settings where there is no validation split of its
+    own. `draws`: bootstrap resamples behind each interval. `seed`: of folds, draws and resamples.
     """
 
     id: str
@@ -31,7 +32,7 @@ class Protocol:
     settings: dict[str, Any] = field(default_factory=dict)
     metric: str = "balanced_accuracy"
     folds: int = 5
-    inner_share: float = 0.2
+    inner_folds: int = 3
     draws: int = 2000
     seed: int = 0
 

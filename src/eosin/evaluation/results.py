@@ -48,9 +48,7 @@ class ResultsFolder:
             rows = json.loads(self.results.read_text())
             present = {(row["task"], row["protocol"], row["model"], row["model_hash"]) for row in rows}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResumeError(
-                f"{self.results} is not a list of results; use --fresh to replace it"
-            ) from error
+            raise ResumeError(f"{self.results} is not a list of results; use --fresh to replace it") from error
         if lost := sorted(present - planned):
             task, protocol, model, _ = lost[0]
             changed = any(row[:3] == lost[0][:3] for row in planned)
@@ -74,9 +72,7 @@ class ResultsFolder:
 
     def keep_outcome(self, key: str, outcome: Outcome) -> None:
         """Write an outcome, whole or not at all."""
-        arrays = {
-            name: getattr(outcome, name) for name in ("rows", "scores", "predicted", "correct", "run_scores")
-        }
+        arrays = {name: getattr(outcome, name) for name in ("rows", "scores", "predicted", "correct", "run_scores")}
         with atomic_path(self.outcomes / f"{key}.npz") as temporary, open(temporary, "wb") as handle:
             np.savez(handle, choices=json.dumps(outcome.choices), seconds=outcome.seconds, **arrays)
 

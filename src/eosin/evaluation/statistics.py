@@ -42,14 +42,9 @@ class Difference(NamedTuple):
 
 
 def balanced_accuracy(correct: npt.ArrayLike, labels: npt.NDArray[np.int64]) -> float:
-    """Mean over the classes present in `labels` [N] of the mean of `correct` [N] (0..1); NaN without samples.
-    """
+    """Mean over the classes present in `labels` [N] of the mean of `correct` [N] (0..1); NaN without samples."""
     hits = np.asarray(correct, dtype=np.float64)
-    return (
-        float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
-        if len(labels)
-        else np.nan
-    )
+    return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)])) if len(labels) else np.nan
 
 
 def bootstrap(
@@ -75,9 +70,7 @@ def bootstrap(
     classes = int(kind.max()) + 1
     cell = member * classes + kind
     seen = np.bincount(cell, minlength=total * classes).reshape(total, classes).astype(np.float64)  # [G, C]
-    correct_in = np.stack(
-        [np.bincount(cell, row, total * classes).reshape(total, classes) for row in hits]
-    )  # [M,G,C]
+    correct_in = np.stack([np.bincount(cell, row, total * classes).reshape(total, classes) for row in hits])  # [M,G,C]
 
     words = Words(seed, "bootstrap")
     scores = np.empty((models, draws))
@@ -151,13 +144,10 @@ def describe(
     recall = np.diag(confusion) / np.maximum(confusion.sum(axis=1), 1)
     return {
         "accuracy": float(metrics.accuracy_score(labels, predicted)),
-        "macro_f1": float(
-            metrics.f1_score(labels, predicted, labels=np.flatnonzero(present), average="macro")
-        ),
+        "macro_f1": float(metrics.f1_score(labels, predicted, labels=np.flatnonzero(present), average="macro")),
         "auroc": _auroc(labels, scores) if present.all() else None,
         "per_class": {
-            name: float(value) if there else None
-            for name, value, there in zip(classes, recall, present, strict=True)
+            name: float(value) if there else None for name, value, there in zip(classes, recall, present, strict=True)
         },
         "confusion": confusion.tolist(),
     }

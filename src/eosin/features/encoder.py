@@ -179,8 +179,7 @@ def has_class_token(network: nn.Module) -> bool:
 
 
 def batch_of(pixels: Pixels) -> Tensor:
-    """uint8 [B, H, W, 3] (array or tensor) as a tensor [B, 3, H, W]; DataError for any other shape or type.
-    """
+    """uint8 [B, H, W, 3] (array or tensor) as a tensor [B, 3, H, W]; DataError for any other shape or type."""
     if isinstance(pixels, np.ndarray):
         # torch shares memory with arrays and warns about read-only ones (memory maps); those are copied.
         pixels = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())

@@ -67,9 +67,7 @@ def export_model(
     _refuse_foreign(folder)
 
     config = vit.config
-    state = {
-        key: value.cpu().contiguous() for key, value in to_timm(vit.state_dict(), config, input_size).items()
-    }
+    state = {key: value.cpu().contiguous() for key, value in to_timm(vit.state_dict(), config, input_size).items()}
     native = to_timm(vit.state_dict(), config)["pos_embed"].cpu().contiguous()
     # timm cannot resample this table by our rule, so it got one for input_size; ours is kept for other sizes.
     resampled = native.shape != state["pos_embed"].shape

@@ -35,9 +35,7 @@ def embed_images(
     if not len(images):
         raise DataError("no images to embed")
     features = np.empty((len(images), encoder.dim), dtype=np.float32)
-    loader = DataLoader(
-        _Resized(images, encoder.input_size), batch_size=batch, num_workers=workers, collate_fn=list
-    )
+    loader = DataLoader(_Resized(images, encoder.input_size), batch_size=batch, num_workers=workers, collate_fn=list)
     done = 0
     with progress_bar(title, len(images), "images") as bar:
         for tiles in loader:

@@ -80,13 +80,9 @@ def _from_folder(
     config = EncoderConfig(**block["encoder"])
     size = input_size or block["input_size"]
     if size % config.patch:
-        raise WeightsError(
-            f"input size {size} px is not a multiple of the patch size {config.patch} px of {folder}"
-        )
+        raise WeightsError(f"input size {size} px is not a multiple of the patch size {config.patch} px of {folder}")
     vit = ViT(config, torch.Generator().manual_seed(seed))
-    info = {
-        key: block.get(key) for key in ("recipe", "recipe_hash", "cohort_hash", "code_version", "training")
-    }
+    info = {key: block.get(key) for key in ("recipe", "recipe_hash", "cohort_hash", "code_version", "training")}
     if random_init:
         # Nothing was learnt, so nothing of what it was learnt from may be said of it.
         info = {"random_init": seed}
@@ -125,33 +121,21 @@ def read_block(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / "config.json"
     if not path.is_file():
-        hint = (
-            f"; it is a run, use `eosin export {folder} -o DIR` first"
-            if (folder / "checkpoints").is_dir()
-            else ""
-        )
+        hint = f"; it is a run, use `eosin export {folder} -o DIR` first" if (folder / "checkpoints").is_dir() else ""
         raise WeightsError(f"{folder} is no exported model: looked for {path}, found none{hint}")
     try:
         config = json.loads(path.read_text())
         block = config.get("eosin")
         if block is not None:
             EncoderConfig(**block["encoder"])
-            missing = [
-                key for key in ("input_size", "mean", "std", "pooling", "model_hash") if key not in block
-            ]
+            missing = [key for key in ("input_size", "mean", "std", "pooling", "model_hash") if key not in block]
             if missing:
                 raise KeyError(*missing)
     except (OSError, ValueError, AttributeError, TypeError) as error:  # ValidationError is a ValueError
-        what = (
-            f"{error.error_count()} wrong encoder settings"
-            if isinstance(error, ValidationError)
-            else str(error)
-        )
+        what = f"{error.error_count()} wrong encoder settings" if isinstance(error, ValidationError) else str(error)
         raise WeightsError(f"{path} is not a model description: {what}") from error
     except KeyError as error:
-        raise WeightsError(
-            f"{path} is not a model description: no {', '.join(map(str, error.args))}"
-        ) from error
+        raise WeightsError(f"{path} is not a model description: no {', '.join(map(str, error.args))}") from error
     return block
 
 
@@ -207,9 +191,7 @@ def _build_timm(name: str, pretrained: bool, input_size: int | None, seed: int) 
             # user.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             what = "get the weights of" if pretrained else "build"
-            raise WeightsError(
-                f"cannot {what} {name}: {reason}; use --weights FILE or --random-init"
-            ) from error
+            raise WeightsError(f"cannot {what} {name}: {reason}; use --weights FILE or --random-init") from error
 
 
 def _plain_vit(name: str) -> EncoderConfig | None:

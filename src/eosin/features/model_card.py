@@ -53,9 +53,7 @@ training cohort must not serve as test data{training}.
 """
 
 
-def model_card(
-    folder: str, block: dict[str, Any], parameters: int, scores: list[dict[str, Any]] | None
-) -> str:
+def model_card(folder: str, block: dict[str, Any], parameters: int, scores: list[dict[str, Any]] | None) -> str:
     """README.md of an export: `block` is the eosin block of its config.json, `scores` rows as in
     results.json.
     """

@@ -37,8 +37,7 @@ class FeatureStore:
         return self.folder / f"{key}.npy"
 
     def get(self, key: str) -> Features | None:
-        """Features of `key`, memory-mapped and read-only; None where there are none (or the file is damaged).
-        """
+        """Features of `key`, memory-mapped and read-only; None where there are none (or the file is damaged)."""
         try:
             found: Any = np.load(self.path(key), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):

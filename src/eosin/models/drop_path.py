@@ -96,8 +96,7 @@ class DropPath:
         else:
             per_size = [self._batch_rows(draw) for draw in self.draws]  # [depth, 2, groups * kept]
             scales = tuple(
-                count * self.group / draw.shape[-1]
-                for count, draw in zip(self.crops, self.draws, strict=True)
+                count * self.group / draw.shape[-1] for count, draw in zip(self.crops, self.draws, strict=True)
             )
         layers = []
         for layer in range(per_size[0].shape[0]):
@@ -127,9 +126,7 @@ def drop_rates(config: EncoderConfig) -> list[float]:
     return [config.drop_path * layer / (config.depth - 1) for layer in range(config.depth)]
 
 
-def draw_drop_path(
-    config: EncoderConfig, words: Words, tiles: int, crops: tuple[int, ...], group: int
-) -> DropPath:
+def draw_drop_path(config: EncoderConfig, words: Words, tiles: int, crops: tuple[int, ...], group: int) -> DropPath:
     """Draw drop path for a global batch of `tiles` tiles with `crops[k]` crops of size k each.
 
     In the subset form a sample is a crop: inside each group of `group` tiles n = crops[k] * group, and each
@@ -140,14 +137,10 @@ def draw_drop_path(
         return DropPath(config.drop_path_form, tiles, group, crops, ())
     if config.drop_path_form == "sample":
         keep = 1.0 - torch.tensor(drop_rates(config)).view(-1, 1, 1, 1)  # [depth, 1, 1, 1]
-        draws = tuple(
-            (torch.from_numpy(words.uniform(config.depth, 2, views, tiles)) < keep) / keep for views in crops
-        )
+        draws = tuple((torch.from_numpy(words.uniform(config.depth, 2, views, tiles)) < keep) / keep for views in crops)
         return DropPath("sample", tiles, group, crops, draws)
     if tiles % group:
-        raise RecipeError(
-            f"a batch of {tiles} tiles is not divisible by group {group}; change batch or group"
-        )
+        raise RecipeError(f"a batch of {tiles} tiles is not divisible by group {group}; change batch or group")
     subsets = []
     for views in crops:
         count = views * group
@@ -193,7 +186,5 @@ def add_branch(
     # Out of place: a recomputed (checkpointed) block must find its input as it was.
     return [
         piece.index_add(0, rows, part.reshape(len(rows), -1).to(piece.dtype), alpha=scale)
-        for piece, rows, part, scale in zip(
-            pieces, drop.per_size, out.split(kept.rows), drop.scales, strict=True
-        )
+        for piece, rows, part, scale in zip(pieces, drop.per_size, out.split(kept.rows), drop.scales, strict=True)
     ]

@@ -21,9 +21,7 @@ _SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "l
 
 def _dino(size: str, patch: int) -> EncoderConfig:
     width, depth, heads = _SIZES[size]
-    return EncoderConfig(
-        width=width, depth=depth, heads=heads, patch=patch, grid=224 // patch, interpolation="offset"
-    )
+    return EncoderConfig(width=width, depth=depth, heads=heads, patch=patch, grid=224 // patch, interpolation="offset")
 
 
 def _dinov2(size: str, registers: int) -> EncoderConfig:
@@ -78,16 +76,12 @@ def timm_arch(config: EncoderConfig, img_size: int | None = None) -> tuple[str, 
     same `img_size`) and the two agree at that size. Raises WeightsError for what timm cannot build.
     """
     if config.norm_eps != 1e-6:
-        raise WeightsError(
-            f"timm's ViTs have norm_eps 1e-6, this encoder {config.norm_eps}; no timm model equals it"
-        )
+        raise WeightsError(f"timm's ViTs have norm_eps 1e-6, this encoder {config.norm_eps}; no timm model equals it")
     if img_size is not None and img_size % config.patch:
         raise WeightsError(f"image size {img_size} px is not a multiple of the patch size {config.patch} px")
     swiglu = config.ffn == "swiglu"
     name = (
-        "vit_giant_patch14_dinov2"
-        if swiglu
-        else _TIMM_NAMES.get((config.width, config.patch), "vit_base_patch16_224")
+        "vit_giant_patch14_dinov2" if swiglu else _TIMM_NAMES.get((config.width, config.patch), "vit_base_patch16_224")
     )
     if config.registers and name.endswith("patch14_dinov2"):
         name = name.replace("_dinov2", "_reg4_dinov2")
@@ -126,12 +120,8 @@ def config_of_timm(name: str, **model_args: Any) -> EncoderConfig:
     except RuntimeError as error:
         raise WeightsError(f"{name}: timm cannot build it ({error})") from error
     if type(model) is not VisionTransformer or model.cls_token is None or model.pos_embed is None:
-        raise WeightsError(
-            f"{name}: not a plain ViT with CLS token and position table; eosin has no such encoder"
-        )
-    square = all(
-        len(set(sides)) == 1 for sides in (model.patch_embed.grid_size, model.patch_embed.patch_size)
-    )
+        raise WeightsError(f"{name}: not a plain ViT with CLS token and position table; eosin has no such encoder")
+    square = all(len(set(sides)) == 1 for sides in (model.patch_embed.grid_size, model.patch_embed.patch_size))
     if not square or {type(block) for block in model.blocks} != {Block}:
         raise WeightsError(f"{name}: differs from eosin's ViT in its blocks or by a grid that is not square")
     config = _config_of(model)
@@ -141,8 +131,7 @@ def config_of_timm(name: str, **model_args: Any) -> EncoderConfig:
     strange = [
         key
         for key in {**ours, **theirs}
-        if key != "mask_token"
-        and (key not in ours or key not in theirs or ours[key].shape != theirs[key].shape)
+        if key != "mask_token" and (key not in ours or key not in theirs or ours[key].shape != theirs[key].shape)
     ]
     if strange or not _is_plain(model, config):
         what = ", ".join(strange[:3]) or "activation, norm or attention"

@@ -57,13 +57,9 @@ def draw_masks(
     `ratio` is not inside [0, 1].
     """
     if tiles % group:
-        raise RecipeError(
-            f"a batch of {tiles} tiles is not divisible by group {group}; change batch or group"
-        )
+        raise RecipeError(f"a batch of {tiles} tiles is not divisible by group {group}; change batch or group")
     if not 0.0 <= ratio[0] <= ratio[1] <= 1.0 or not 0.0 <= probability <= 1.0:
-        raise RecipeError(
-            f"mask ratio {ratio} and probability {probability} must lie in 0..1, low before high"
-        )
+        raise RecipeError(f"mask ratio {ratio} and probability {probability} must lie in 0..1, low before high")
     counts = mask_counts(views, grid, group, ratio, probability)
     groups = tiles // group
     order = words.permutations(views * group, groups)[:, : len(counts)]  # [groups, masked]
@@ -88,10 +84,7 @@ def _block_masks(words: Words, counts: IntArray, grid: int) -> BoolArray:
         shape = np.exp(math.log(ASPECT[0]) + aspect[open_rows] * math.log(ASPECT[1] / ASPECT[0]))
         high = np.rint(np.sqrt(area * shape)).astype(np.int64)
         wide = np.rint(np.sqrt(area / shape)).astype(np.int64)
-        blocks = (
-            _spans(down[open_rows], high, grid)[:, :, None]
-            & _spans(across[open_rows], wide, grid)[:, None, :]
-        )
+        blocks = _spans(down[open_rows], high, grid)[:, :, None] & _spans(across[open_rows], wide, grid)[:, None, :]
         fresh = blocks & ~masks[open_rows]  # [open, grid, grid]
         gain = np.count_nonzero(fresh.reshape(len(open_rows), -1), axis=1)
         good = (gain > 0) & (gain <= room) & (high * wide >= BLOCK_PATCHES)

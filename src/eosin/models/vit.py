@@ -233,9 +233,7 @@ class ViT(nn.Module):
         self.patch_embed = PatchEmbed(config.patch, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.class_position + config.grid**2, width))
-        self.register_tokens = (
-            nn.Parameter(torch.zeros(1, config.registers, width)) if config.registers else None
-        )
+        self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, width)) if config.registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, width))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
@@ -287,9 +285,7 @@ class ViT(nn.Module):
         if drops is not None and drops.is_subset:
             pieces = [t.flatten(1) for t in tokens]
         else:
-            pieces = [
-                torch.cat([t.flatten(0, 1) for t in tokens]) if len(tokens) > 1 else tokens[0].flatten(0, 1)
-            ]
+            pieces = [torch.cat([t.flatten(0, 1) for t in tokens]) if len(tokens) > 1 else tokens[0].flatten(0, 1)]
         for block, drop in zip(self.blocks, layers, strict=True):
             pieces = block(pieces, packing, drop)
         x = self.norm(torch.cat([piece.view(-1, self.config.width) for piece in pieces]))  # [T, D]
@@ -297,8 +293,7 @@ class ViT(nn.Module):
         return [
             Tokens(part[:, 0], part[:, 1:first], part[:, first:])
             for part in (
-                rows.unflatten(0, (crops, -1))
-                for rows, crops in zip(x.split(packing.rows), packing.crops, strict=True)
+                rows.unflatten(0, (crops, -1)) for rows, crops in zip(x.split(packing.rows), packing.crops, strict=True)
             )
         ]
 

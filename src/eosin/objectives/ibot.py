@@ -7,7 +7,9 @@ from torch import Tensor
 from eosin.objectives.dino import cross_entropy
 
 
-def masked_patches(student: Tensor, target: Tensor, patch_weight: Tensor, crops: int, temperature: float = 0.1) -> Tensor:
+def masked_patches(
+    student: Tensor, target: Tensor, patch_weight: Tensor, crops: int, temperature: float = 0.1
+) -> Tensor:
     """Per masked crop the mean over its masked patches, summed over crops, divided by all global crops.
 
     student: logits [P, K] of all masked patches; target: distributions [P, K]; patch_weight: [P], 1 / (number of

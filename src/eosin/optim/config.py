@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from eosin.optim.schedules import SchedulesConfig
 
@@ -16,7 +16,9 @@ class OptimConfig(SchedulesConfig):
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
-    layer_decay: float = Field(1.0, gt=0, le=1, description="learning-rate factor from layer to layer, towards the input")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning-rate factor from layer to layer, towards the input"
+    )
     patch_embed_factor: float = Field(1.0, ge=0, description="learning-rate factor of the patch embedding")
     clip: float = Field(3.0, gt=0, description="largest gradient norm")
     clip_by: Literal["module", "tensor"] = "module"

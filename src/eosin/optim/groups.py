@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 
 def decays(name: str) -> bool:
-    """Whether weight decay acts on the parameter called `name`. Tokens, positions and the prototype gain are decayed."""
+    """Whether weight decay acts on the parameter called `name`. Tokens, positions and the prototype gain decay."""
     return not (name.endswith(".bias") or "norm" in name or "gamma" in name)
 
 
 def layer_factor(name: str, depth: int, layer_decay: float) -> float:
-    """rate^(depth + 1 - layer) for an encoder parameter: layer 0 = embeddings and tokens, i + 1 = block i, the norm 1."""
+    """rate^(depth + 1 - layer) for an encoder parameter: layer 0 = embeddings, tokens; i + 1 = block i; norm 1."""
     if name.startswith(("pos_embed", "patch_embed", "mask_token", "cls_token", "register_tokens")):
         layer = 0
     elif found := re.match(r"blocks\.(\d+)\.", name):
@@ -31,7 +31,11 @@ def layer_factor(name: str, depth: int, layer_decay: float) -> float:
 
 
 def parameter_groups(
-    encoder: nn.Module, heads: Iterable[nn.Module], depth: int, layer_decay: float = 1.0, patch_embed_factor: float = 1.0
+    encoder: nn.Module,
+    heads: Iterable[nn.Module],
+    depth: int,
+    layer_decay: float = 1.0,
+    patch_embed_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups for AdamW, each with `lr_factor`, `wd_factor` and `is_last_layer` for `set_step_values`.
 
@@ -52,7 +56,11 @@ def parameter_groups(
 
 
 def _add(
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]], parameter: nn.Parameter, lr: float, wd: float, last: bool
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]],
+    parameter: nn.Parameter,
+    lr: float,
+    wd: float,
+    last: bool,
 ) -> None:
     if parameter.requires_grad:
         groups.setdefault((lr, wd, last), []).append(parameter)

@@ -87,9 +87,7 @@ def curves_section(metrics: Sequence[dict[str, Any]], width: int | None = None) 
         "Each number against the optimiser step, its last value on the right; a healthy run has a falling "
         "loss, a RankMe that rises or holds, and a probe that climbs."
     )
-    return Section(
-        "curves", "Curves", how, body, "the run has not logged a step yet (no usable row in metrics.jsonl)."
-    )
+    return Section("curves", "Curves", how, body, "the run has not logged a step yet (no usable row in metrics.jsonl).")
 
 
 def _belongs(name: str, known: str) -> bool:

@@ -145,9 +145,7 @@ def render_page(title: str, header: Html, sections: Sequence[Section], captions:
         )
     if hidden:
         reasons = [element("li", element("b", section.title), ": ", section.missing) for section in hidden]
-        parts.append(
-            element("section", element("h2", "Not on this page"), element("ul", reasons), id="missing")
-        )
+        parts.append(element("section", element("h2", "Not on this page"), element("ul", reasons), id="missing"))
     style = (resources.files("eosin.report") / "page.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = element(
@@ -160,9 +158,7 @@ def render_page(title: str, header: Html, sections: Sequence[Section], captions:
         element("link", rel="icon", href="data:,"),
         element("style", Html(style)),
     )
-    return (
-        "<!doctype html>\n" + element("html", head, element("body", element("main", parts)), lang="en") + "\n"
-    )
+    return "<!doctype html>\n" + element("html", head, element("body", element("main", parts)), lang="en") + "\n"
 
 
 def number(value: object, digits: int = 4) -> str:

@@ -54,9 +54,7 @@ class Sample:
                 [str(name) for name in data["slide"]],
                 data["mpp"].astype(np.float32),
                 data["globals"],
-                data["locals"]
-                if "locals" in data
-                else np.zeros((len(data["globals"]), 0, 1, 1, 3), np.uint8),
+                data["locals"] if "locals" in data else np.zeros((len(data["globals"]), 0, 1, 1, 3), np.uint8),
             )
 
     def name(self, n: int) -> str:
@@ -147,9 +145,7 @@ def neighbours_section(sample: Sample, encoders: dict[str, Encoder]) -> Section:
     order, similarity = nearest(next(iter(vectors.values())), sample.slide, queries, NEIGHBOURS)
     rows = []
     for row, n in enumerate(queries):
-        parts = [
-            figure(picture(sample.tiles[n], f"Query: tile {n + 1}", 160), sample.name(n), class_="query")
-        ]
+        parts = [figure(picture(sample.tiles[n], f"Query: tile {n + 1}", 160), sample.name(n), class_="query")]
         for m, cosine in zip(order[row], similarity[row], strict=True):
             same = sample.slide[m] == sample.slide[n]
             words = f"{cosine:.2f} · {sample.slide[m]}" + (" (same slide)" if same else "")

@@ -266,9 +266,7 @@ def _encoder_words(recipe: dict[str, Any], encoder: Any) -> str:
     config = recipe.get("encoder")
     if not isinstance(config, dict):
         return str(getattr(encoder, "name", "") or "")
-    parts = [
-        f"{key} {config[key]}" for key in ("width", "depth", "heads", "patch", "registers") if config.get(key)
-    ]
+    parts = [f"{key} {config[key]}" for key in ("width", "depth", "heads", "patch", "registers") if config.get(key)]
     start = recipe.get("start")
     return "ViT, " + ", ".join(parts) + (f"; start: {start}" if start else "")
 

@@ -42,9 +42,7 @@ def probe_section(results: Results, comparisons: Results, captions: dict[str, st
             body.append(_probe_table(rows, " · ".join(filter(None, words))))
             wanted = {"task": task, "metric": metric, "protocol": protocol}
             pairs = [
-                pair
-                for pair in comparisons
-                if all(pair.get(key, value) == value for key, value in wanted.items())
+                pair for pair in comparisons if all(pair.get(key, value) == value for key, value in wanted.items())
             ]
             body += [_comparison_table(pairs)] if pairs else []
     how = (
@@ -60,9 +58,7 @@ def _warnings(row: dict[str, Any]) -> list[str]:
     found = []
     if row.get("shared_groups"):
         groups = f"{number(row['shared_groups'])} {row.get('resampled', 'group')}s"
-        found.append(
-            f"A leak: {groups} have samples both in train and in test, so these scores are too high."
-        )
+        found.append(f"A leak: {groups} have samples both in train and in test, so these scores are too high.")
     if row.get("task_in_training") or row.get("patients_in_training"):
         found.append(f"{row.get('model')} was trained on images or patients of this task.")
     return found
@@ -110,14 +106,10 @@ def _interval(row: dict[str, Any], low: float, high: float, chance: float | None
     parts = [element("line", x1=4, x2=172, y1=10, y2=10, stroke="var(--rule)")]
     if chance is not None:
         place = at(chance)
-        parts.append(
-            element("line", x1=place, x2=place, y1=1, y2=19, stroke="var(--second)", stroke_dasharray="3 2")
-        )
+        parts.append(element("line", x1=place, x2=place, y1=1, y2=19, stroke="var(--second)", stroke_dasharray="3 2"))
     start, end = row.get("ci_low"), row.get("ci_high")
     if isinstance(start, int | float) and isinstance(end, int | float):
-        parts.append(
-            element("line", x1=at(start), x2=at(end), y1=10, y2=10, stroke="var(--accent)", stroke_width=3)
-        )
+        parts.append(element("line", x1=at(start), x2=at(end), y1=10, y2=10, stroke="var(--accent)", stroke_width=3))
     parts.append(element("circle", cx=at(mean), cy=10, r=4, fill="var(--accent)"))
     return element("svg", parts, viewBox="0 0 176 20", class_="interval", aria_hidden="true")
 
@@ -187,9 +179,7 @@ def slides_section(cohort: Any) -> Section:
         "out glass, pen and cover-slip edges; a failed slide is not used, and its row says why."
     )
     grid = table(head, lines, numeric=(2, 3, 4))
-    return Section(
-        "slides", "Slides", how, [element("p", counts), grid] if lines else [], "the cohort has no rows."
-    )
+    return Section("slides", "Slides", how, [element("p", counts), grid] if lines else [], "the cohort has no rows.")
 
 
 def _scale(row: dict[str, Any]) -> str:
@@ -201,9 +191,7 @@ def _scale(row: dict[str, Any]) -> str:
 def _thumbnail(cohort: Any, n: int, row: dict[str, Any]) -> Html:
     image = figures.shrink(np.asarray(cohort.thumbnail(n)), 200)
     shape_um = (float(row["height"]) * float(row["mpp_y"]), float(row["width"]) * float(row["mpp_x"]))
-    mask = mask_on(
-        image.shape[:2], shape_um, np.asarray(cohort.foreground(n)), float(cohort.foreground_mpp(n))
-    )
+    mask = mask_on(image.shape[:2], shape_um, np.asarray(cohort.foreground(n)), float(cohort.foreground_mpp(n)))
     return picture(figures.outline(image, mask, width_px=2), f"Slide {row['slide_id']}, tissue outlined", 200)
 
 
@@ -235,9 +223,7 @@ def recipe_section(recipe: dict[str, Any], marks: dict[str, str], command: str) 
             [
                 element("span", key, class_="code"),
                 element("span", _plain(value), class_="code"),
-                element("span", marks[key], class_="mark", title=MARKS.get(marks[key]))
-                if key in marks
-                else "",
+                element("span", marks[key], class_="mark", title=MARKS.get(marks[key])) if key in marks else "",
             ]
             for key, value in leaves(recipe).items()
         ]
@@ -247,18 +233,14 @@ def recipe_section(recipe: dict[str, Any], marks: dict[str, str], command: str) 
         f"{what} setting in force (`eosin train recipe.yaml` takes them from the run folder); the mark "
         "behind a value says where it comes from, and the hashes at the top tell whether another run agrees."
     )
-    return Section(
-        "recipe", "How to reproduce", how, body, "recipe.yaml was not found and no command was given."
-    )
+    return Section("recipe", "How to reproduce", how, body, "recipe.yaml was not found and no command was given.")
 
 
 def _meaning(used: Iterable[str]) -> Html:
     """What the marks stand for, those that this recipe uses."""
     used = set(used)
     items = [
-        joined(element("span", mark, class_="mark"), f" {meaning}")
-        for mark, meaning in MARKS.items()
-        if mark in used
+        joined(element("span", mark, class_="mark"), f" {meaning}") for mark, meaning in MARKS.items() if mark in used
     ]
     return element(
         "p", [joined(item, " · " if n < len(items) - 1 else "") for n, item in enumerate(items)], class_="how"

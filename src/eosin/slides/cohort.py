@@ -112,9 +112,7 @@ class Cohort:
     @cached_property
     def hash(self) -> str:
         """16 hex digits over the content of the usable rows, in order."""
-        return hash_of(
-            [digest for digest, usable in zip(self._digests, self._is_usable, strict=True) if usable]
-        )
+        return hash_of([digest for digest, usable in zip(self._digests, self._is_usable, strict=True) if usable])
 
     @property
     def _is_usable(self) -> np.ndarray:
@@ -144,9 +142,7 @@ class Cohort:
         CohortError where the expression is none or leaves no usable slide.
         """
         try:
-            kept = self.table.assign(_row=np.arange(len(self.table))).query(expression, engine="python")[
-                "_row"
-            ]
+            kept = self.table.assign(_row=np.arange(len(self.table))).query(expression, engine="python")["_row"]
             rows = np.asarray(kept, dtype=np.int64)
         except Exception as error:  # pandas raises anything from SyntaxError to TypeError
             names = ", ".join(str(name) for name in self.table.columns)
@@ -186,9 +182,7 @@ def write_cohort(path: PathLike, table: pd.DataFrame, digests: Sequence[str], ke
         keys: what each row was made from, so that a later indexing may keep it.
     """
     known = pa.table({name: pa.array(table[name].tolist(), kind) for name, kind in COLUMNS.items()})
-    own = pa.Table.from_pandas(
-        table.drop(columns=list(COLUMNS)), preserve_index=False
-    ).replace_schema_metadata(None)
+    own = pa.Table.from_pandas(table.drop(columns=list(COLUMNS)), preserve_index=False).replace_schema_metadata(None)
     for name in own.column_names:
         known = known.append_column(name, own.column(name))
     stated = json.dumps({"format": 1, "digests": list(digests), "keys": list(keys)})
@@ -198,9 +192,7 @@ def write_cohort(path: PathLike, table: pd.DataFrame, digests: Sequence[str], ke
 
 def row_digest(row: dict[str, Any], mask: Mask) -> str:
     """Hash of what a slide is to everything downstream, wherever it lies and however the mask is packed."""
-    fields = [
-        row[name] for name in ("slide_id", "width", "height", "mpp_x", "mpp_y", "reader", "foreground_mpp")
-    ]
+    fields = [row[name] for name in ("slide_id", "width", "height", "mpp_x", "mpp_y", "reader", "foreground_mpp")]
     return hash_of([*fields, list(mask.shape), np.packbits(mask).tobytes().hex()])
 
 

@@ -79,9 +79,7 @@ def tissue_of(pixels: Pixels, mpp: float) -> Mask:
     colour = highest - np.minimum(np.minimum(red, green), blue)
     ink = _ink(density, colour, highest, mpp)
     faint, stained = _thresholds(colour, known & ~ink, glass_like)
-    tissue = (colour > max(stained, SMOOTH_COLOUR)) | (
-        (colour > faint) & (_roughness(colour, mpp) > HAZE_ROUGHNESS)
-    )
+    tissue = (colour > max(stained, SMOOTH_COLOUR)) | ((colour > faint) & (_roughness(colour, mpp) > HAZE_ROUGHNESS))
     tissue &= known & ~ink
     return _tidy(tissue, colour > stained, mpp)
 

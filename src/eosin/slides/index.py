@@ -81,9 +81,7 @@ def index_slides(
         raise OutputError(f"{target} is a folder; name the Parquet file, e.g. {target / 'cohort.parquet'}")
     check_writable(target.parent)
     stated_mpp = read_mpp(mpp_csv)
-    own = read_metadata(
-        metadata, taken=[name for name in COLUMNS if name not in ("patient", "site", "stain")]
-    )
+    own = read_metadata(metadata, taken=[name for name in COLUMNS if name not in ("patient", "site", "stain")])
     slides = name_slides(find_slides(paths, exclude, set(stated_mpp)))
     mpp_of = match_names(stated_mpp, slides, mpp_csv)
     own_of = match_names(own, slides, metadata)
@@ -130,9 +128,7 @@ def read_all(jobs: Sequence[Job], workers: int | None) -> Iterator[tuple[Job, Ro
 def _read_until_a_crash(waiting: list[Job], workers: int, suspects: list[Job]) -> Iterator[tuple[Job, Row]]:
     """Take jobs from the end of `waiting`; after a crash `suspects` holds those that were under way."""
     running: dict[Future[Row], Job] = {}
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 job = waiting.pop()

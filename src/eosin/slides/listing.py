@@ -121,9 +121,7 @@ def read_metadata(path: PathLike | None, taken: Sequence[str]) -> dict[str, dict
         return {}
     table = _csv(path)
     if "slide" not in table.columns:
-        raise CohortError(
-            f"{path}: needs a column slide (file name or slide_id); it has {', '.join(table.columns)}"
-        )
+        raise CohortError(f"{path}: needs a column slide (file name or slide_id); it has {', '.join(table.columns)}")
     clash = sorted(set(table.columns) & set(taken))
     if clash:
         raise CohortError(f"{path}: the column {clash[0]} is the cohort's own; rename it")
@@ -132,10 +130,7 @@ def read_metadata(path: PathLike | None, taken: Sequence[str]) -> dict[str, dict
         numbers = pd.to_numeric(own[name], errors="coerce")
         if not (numbers.isna() & own[name].notna()).any():
             own[name] = numbers
-    rows = [
-        {name: None if pd.isna(value) else value for name, value in row.items()}
-        for row in own.to_dict("records")
-    ]
+    rows = [{name: None if pd.isna(value) else value for name, value in row.items()} for row in own.to_dict("records")]
     return _by_slide(path, table, rows)
 
 
@@ -153,9 +148,7 @@ def _by_slide(path: PathLike, table: pd.DataFrame, values: list[T]) -> dict[str,
 
 def _csv(path: PathLike) -> pd.DataFrame:
     try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
-        )
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise CohortError(f"{path}: cannot be read as a CSV table: {error}") from error
     return table.rename(columns=str.strip)
@@ -179,9 +172,7 @@ def _search(folder: str, with_mpp: Set[str]) -> tuple[list[str], int]:
 
 def _named(path: str, names: Set[str]) -> bool:
     return bool(names) and (
-        Path(path).name in names
-        or Path(path).stem in names
-        or any(path.endswith(f"/{name}") for name in names)
+        Path(path).name in names or Path(path).stem in names or any(path.endswith(f"/{name}") for name in names)
     )
 
 

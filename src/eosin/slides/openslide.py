@@ -52,9 +52,7 @@ class OpenSlideSlide(Slide):
     def _read(self, level: int, column: int, row: int, width: int, height: int) -> Pixels:
         factor = self._downsamples[level]
         try:
-            image = self._handle.read_region(
-                (round(column * factor), round(row * factor)), level, (width, height)
-            )
+            image = self._handle.read_region((round(column * factor), round(row * factor)), level, (width, height))
         except (openslide.OpenSlideError, ValueError, MemoryError) as error:
             raise SlideError(f"{self.path}: cannot be read at level {level}: {error}") from error
         pixels = np.asarray(image)  # [h, w, RGBA], not premultiplied

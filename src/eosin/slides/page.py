@@ -42,9 +42,7 @@ def write_page(cohort: Cohort, path: PathLike) -> None:
     failed = cohort.table[cohort.table["status"] != "ok"]
     cards = [_card(cohort, n, row) for n, row in enumerate(cohort.usable.to_dict("records"))]
     cards += [_failed(row) for row in failed.to_dict("records")]
-    counts = (
-        f"{len(cohort)} slides, {len(failed)} failed, {cohort.usable['tissue_mm2'].sum():.1f} mm² of tissue"
-    )
+    counts = f"{len(cohort)} slides, {len(failed)} failed, {cohort.usable['tissue_mm2'].sum():.1f} mm² of tissue"
     write_text(
         path,
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>eosin cohort</title>'
@@ -64,9 +62,7 @@ def outlined(thumbnail: Pixels, mask: Mask) -> Pixels:
 
 
 def _card(cohort: Cohort, n: int, row: dict[Any, Any]) -> str:
-    picture = figures.data_uri(
-        figures.jpeg(outlined(cohort.thumbnail(n), cohort.foreground(n))), "image/jpeg"
-    )
+    picture = figures.data_uri(figures.jpeg(outlined(cohort.thumbnail(n), cohort.foreground(n))), "image/jpeg")
     numbers = (
         f"{row['width']} × {row['height']} px, {row['mpp_x']:.4g}"
         + (f" × {row['mpp_y']:.4g}" if row["mpp_y"] != row["mpp_x"] else "")

@@ -189,9 +189,7 @@ def believable_mpp(path: Path, value: float | None) -> float:
         raise SlideError(f"{path}: the file does not say its µm/px; {HOW_TO_STATE_MPP}")
     low, high = MPP_RANGE
     if not low <= value <= high:  # also false for NaN
-        raise SlideError(
-            f"{path}: {value:g} µm/px is not believable ({low:g} to {high:g}); {HOW_TO_STATE_MPP}"
-        )
+        raise SlideError(f"{path}: {value:g} µm/px is not believable ({low:g} to {high:g}); {HOW_TO_STATE_MPP}")
     return float(value)
 
 
@@ -205,10 +203,7 @@ def mpp_of_resolution(pixels: float, unit: str) -> float | None:
     if um is None or not (math.isfinite(pixels) and pixels > 0):
         return None
     dpi = pixels * 25400.0 / um
-    if any(
-        abs(dpi - usual) < 0.001 * usual
-        for usual in (72, 96, 100, 150, 200, 300, 600, 1200, 2400, 4800, 9600)
-    ):
+    if any(abs(dpi - usual) < 0.001 * usual for usual in (72, 96, 100, 150, 200, 300, 600, 1200, 2400, 4800, 9600)):
         return None
     mpp = um / pixels
     return mpp if MPP_RANGE[0] <= mpp <= MPP_RANGE[1] else None

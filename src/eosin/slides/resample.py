@@ -71,9 +71,7 @@ class Axis:
         weights /= weights.sum(axis=1, keepdims=True)
         rows = np.arange(self.size + 1) * taps.shape[1]
         columns = np.clip(taps, 0, self.length - 1)
-        return csr_array(
-            (weights.ravel().astype(np.float32), columns.ravel(), rows), shape=(self.size, self.length)
-        )
+        return csr_array((weights.ravel().astype(np.float32), columns.ravel(), rows), shape=(self.size, self.length))
 
 
 def resample(pixels: Pixels, across: Axis, down: Axis) -> Pixels:

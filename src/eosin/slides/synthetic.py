@@ -103,9 +103,7 @@ def paint_slide(size_px: int, mpp: float, seed: int, number: int) -> tuple[Pixel
     return pixels, layout.labels(size_px, LABEL_DOWNSAMPLE), stain
 
 
-def _paint_region(
-    layout: Layout, region: int, mpp: float, words: Words, haematoxylin: Map, eosin: Map
-) -> None:
+def _paint_region(layout: Layout, region: int, mpp: float, words: Words, haematoxylin: Map, eosin: Map) -> None:
     """Paint one region on the rectangle around it and add it, weighted by a soft mask, to the slide's maps.
 
     The masks of all regions sum to 1 everywhere, so neighbours blend over about two cells.
@@ -142,9 +140,7 @@ def _tissue_cover(layout: Layout, size_px: int, mpp: float, words: Words) -> Map
 
 
 def _enlarge(cells: Map, factor: int) -> Map:
-    return np.asarray(
-        cv2.resize(cells, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR), np.float32
-    )
+    return np.asarray(cv2.resize(cells, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _write_slide(path: Path, size_px: int, mpp: float, seed: int, number: int) -> None:
@@ -170,9 +166,7 @@ def _write_slide(path: Path, size_px: int, mpp: float, seed: int, number: int) -
             if len(pixels) < 2 * _TILE_PX:
                 break
             smaller = len(pixels) // _PYRAMID_STEP
-            pixels = np.asarray(
-                cv2.resize(pixels, (smaller, smaller), interpolation=cv2.INTER_AREA), np.uint8
-            )
+            pixels = np.asarray(cv2.resize(pixels, (smaller, smaller), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _description(size_px: int, mpp: float, seed: int, number: int) -> str:
@@ -193,9 +187,7 @@ def _is_written(path: Path, size_px: int, mpp: float, seed: int, number: int) ->
         return False
 
 
-def write_probe(
-    folder: PathLike, per_class: int = 60, size_px: int = 128, mpp: float = 0.5, seed: int = 1
-) -> Path:
+def write_probe(folder: PathLike, per_class: int = 60, size_px: int = 128, mpp: float = 0.5, seed: int = 1) -> Path:
     """Write labelled tiles of the six tissues and return the folder.
 
     Layout: `train/CLASS/*.png` and `test/CLASS/*.png` with `per_class` tiles a class (RGB, `size_px` square
@@ -206,9 +198,7 @@ def write_probe(
     Raises OutputError where the folder cannot be written or holds something else.
     """
     target = Path(folder)
-    name = (
-        f"eosin synthetic probe v{_VERSION} per_class {per_class} size_px {size_px} mpp {mpp:g} seed {seed}\n"
-    )
+    name = f"eosin synthetic probe v{_VERSION} per_class {per_class} size_px {size_px} mpp {mpp:g} seed {seed}\n"
     mark = target / _PROBE_MARK
     if mark.is_file() and mark.read_text() == name:
         return target

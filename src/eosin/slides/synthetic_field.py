@@ -46,9 +46,7 @@ class Field:
         """Smooth noise of mean 0 and standard deviation about 1 with features of `scale_um`."""
         total: Map = np.zeros((self.rows, self.cols), np.float32)
         for octave in range(octaves):
-            total += 0.5**octave * lattice_noise(
-                self.words, self.rows, self.cols, scale_um / 2**octave, self.mpp
-            )
+            total += 0.5**octave * lattice_noise(self.words, self.rows, self.cols, scale_um / 2**octave, self.mpp)
         return total
 
     def scatter(self, spacing_um: float, jitter: float = 0.3) -> Array:
@@ -96,9 +94,7 @@ class Field:
 
     def polygon(self, layer: Layer, points: Array, value: float, line_um: float | None = None) -> None:
         """Fill the closed polygon [N, 2] (µm) with grey `value`, or draw its outline `line_um` wide."""
-        corners = np.rint(points * (2.0**_SUBPIXEL_BITS / self.mpp) - 2 ** (_SUBPIXEL_BITS - 1)).astype(
-            np.int32
-        )
+        corners = np.rint(points * (2.0**_SUBPIXEL_BITS / self.mpp) - 2 ** (_SUBPIXEL_BITS - 1)).astype(np.int32)
         if line_um is None:
             cv2.fillPoly(layer, [corners], value, cv2.LINE_AA, _SUBPIXEL_BITS)
         else:
@@ -128,9 +124,7 @@ class Field:
 
     def deform(self, amplitude_um: float, scale_um: float) -> None:
         """Bend everything by a smooth displacement, which turns drawn shapes into grown ones."""
-        column, row = np.meshgrid(
-            np.arange(self.cols, dtype=np.float32), np.arange(self.rows, dtype=np.float32)
-        )
+        column, row = np.meshgrid(np.arange(self.cols, dtype=np.float32), np.arange(self.rows, dtype=np.float32))
         column += (amplitude_um / self.mpp) * self.noise(scale_um)
         row += (amplitude_um / self.mpp) * self.noise(scale_um)
         self.haematoxylin = _look_up(self.haematoxylin, column, row, cv2.BORDER_REFLECT)
@@ -187,9 +181,7 @@ class Fibres:
         picture = self.field.words.between(-1.0, 1.0, 256, 256).astype(np.float32)
         picture = cv2.GaussianBlur(np.tile(picture, (2, 2)), (0, 0), 0.7)[128:384, 128:384]
         picture = np.roll(picture / picture.std(), (128, 128), (0, 1))
-        return _look_up(
-            picture, self.along / (width_um * self.stretch), self.across / width_um, cv2.BORDER_WRAP
-        )
+        return _look_up(picture, self.along / (width_um * self.stretch), self.across / width_um, cv2.BORDER_WRAP)
 
     def angle(self, points: Array) -> Array:
         """Direction of the fibres at `points`: the level lines of the coordinate across them."""

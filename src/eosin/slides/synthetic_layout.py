@@ -79,9 +79,7 @@ def draw_layout(size_px: int, mpp: float, words: Words) -> Layout:
     area = np.bincount(region[edge > 0].ravel(), minlength=len(sites))
     rounds = -(-len(sites) // len(PAINTERS))
     tissues = np.zeros(len(sites), int)
-    tissues[np.argsort(-area, kind="stable")] = words.permutations(len(PAINTERS), rounds).ravel()[
-        : len(sites)
-    ]
+    tissues[np.argsort(-area, kind="stable")] = words.permutations(len(PAINTERS), rounds).ravel()[: len(sites)]
     pen = _draw_pen(x, y, centre, size_um, words)
     return Layout(cell_px, cell_um, edge.astype(np.float32), region, tuple(tissues.tolist()), pen)
 
@@ -94,9 +92,7 @@ def _draw_pen(x: Array, y: Array, centre: Array, size_um: float, words: Words) -
         width_um = size_um * float(words.between(0.022, 0.04))
         start, sweep = float(words.between(0, 2 * np.pi)), float(words.between(0.5, 1.1))
         turn = start + np.linspace(0, sweep, 40)
-        radius = size_um * (
-            float(words.between(0.36, 0.45)) + 0.02 * np.sin(turn * 5 + float(words.between(0, 6)))
-        )
+        radius = size_um * (float(words.between(0.36, 0.45)) + 0.02 * np.sin(turn * 5 + float(words.between(0, 6))))
         path = centre + radius[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1)
         stroke = np.zeros(x.shape, np.uint8)
         corners = np.rint(path / cell_um * 16).astype(np.int32)

@@ -55,9 +55,7 @@ def draw_stain(words: Words) -> Stain:
     )
 
 
-def develop(
-    haematoxylin: Map, eosin: Map, stain: Stain, mpp: float, words: Words, pen: Map | None = None
-) -> Pixels:
+def develop(haematoxylin: Map, eosin: Map, stain: Stain, mpp: float, words: Words, pen: Map | None = None) -> Pixels:
     """Colours of dye maps [rows, cols] (dye units, negative values count as 0): uint8 RGB [rows, cols, 3].
 
     `pen` is the cover by ink in 0..1. Works in bands, so that a large slide needs no more than its two maps

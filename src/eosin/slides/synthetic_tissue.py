@@ -61,9 +61,7 @@ def _capillaries(field: Field, share: float) -> None:
         around = words.between(0, 2 * np.pi, 3)
         rim = centre + (radius * (0.5 + flat / 2) + 1) * np.stack([np.cos(around), np.sin(around)], axis=1)
         field.ellipses(nuclei, rim, 4.2, 1.4, around + np.pi / 2, 200)
-    field.eosin = mix(mix(field.eosin, 0.75, unit(wall)), 0.03, unit(lumen)) + 1.05 * unit(blood) * unit(
-        lumen
-    )
+    field.eosin = mix(mix(field.eosin, 0.75, unit(wall)), 0.03, unit(lumen)) + 1.05 * unit(blood) * unit(lumen)
     field.haematoxylin = mix(field.haematoxylin, 0.02, unit(lumen))
     field.add_nuclei(nuclei)
 
@@ -109,10 +107,7 @@ def paint_fat(field: Field) -> None:
     near = field.at(wall, points)
     points = points[(near < 2.4) & words.chance(0.55, len(points))]
     layer, count = field.layer(), len(points)
-    slope = [
-        field.at(wall, points + d) - field.at(wall, points - d)
-        for d in (np.array([2.0, 0]), np.array([0, 2.0]))
-    ]
+    slope = [field.at(wall, points + d) - field.at(wall, points - d) for d in (np.array([2.0, 0]), np.array([0, 2.0]))]
     along = np.arctan2(slope[1], slope[0]) + np.pi / 2
     field.ellipses(layer, points, words.between(3, 5.5, count), words.between(1.2, 2.0, count), along, 210)
     field.add_nuclei(layer)
@@ -208,9 +203,7 @@ def _crypt(field: Field, centre: Array, diameter: float, goblets: float, layers:
         wave = 1 + sum(weight[k] * np.cos((k + 2) * t + phase[k]) for k in range(3))
         r = radius * share * wave - inset_um
         x, y = r * np.cos(t) * stretch, r * np.sin(t) / stretch
-        return centre + np.stack(
-            [np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y], axis=1
-        )
+        return centre + np.stack([np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y], axis=1)
 
     t = np.linspace(0, 2 * np.pi, 49)[:-1]
     hollow = float(words.between(0.16, 0.42))
@@ -224,9 +217,7 @@ def _crypt(field: Field, centre: Array, diameter: float, goblets: float, layers:
     points = place(around, 1.0, inset)
     inner = place(around, 1.0, inset + 3.0)
     radial = np.arctan2(*(points - inner).T[::-1])
-    field.ellipses(
-        nuclei, points, long_um, words.between(1.8, 2.5, count), radial, words.between(165, 250, count)
-    )
+    field.ellipses(nuclei, points, long_um, words.between(1.8, 2.5, count), radial, words.between(165, 250, count))
     cups = int(2 * np.pi * radius / 10.5)
     spread = (np.arange(cups) + words.between(-0.3, 0.3, cups)) * (2 * np.pi / cups)
     spread = spread[words.chance(goblets, cups)]

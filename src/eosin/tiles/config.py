@@ -55,6 +55,13 @@ class TilesConfig(BaseModel):
             raise ValueError("mpp_weights goes with a list of mpp, not with a range")
         return self
 
+    @property
+    def scales_text(self) -> str:
+        """The scales in words, for people."""
+        if isinstance(self.mpp, MppRange):
+            return f"{self.mpp.low:g} to {self.mpp.high:g}"
+        return ", ".join(f"{mpp:g}" for mpp in self.mpp)
+
     def draw_mpp(self, words: Words) -> float:
         """One scale in µm/px."""
         if isinstance(self.mpp, list):
@@ -85,6 +92,4 @@ class TilesConfig(BaseModel):
         if not keep or not self.drop_empty_mpp:
             raise ValueError(f"no image gives {missing:g} µm/px at {self.size_px} px")
         weights = self.mpp_weights or [1.0] * len(self.mpp)
-        return self.model_copy(
-            update={"mpp": [self.mpp[n] for n in keep], "mpp_weights": [weights[n] for n in keep]}
-        )
+        return self.model_copy(update={"mpp": [self.mpp[n] for n in keep], "mpp_weights": [weights[n] for n in keep]})

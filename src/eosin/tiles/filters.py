@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 
-# OpenCV's scale: hue 0-180, saturation and value 0-255 (Midnight, Karasikov et al. 2025; Virchow2 uses the same window).
+# OpenCV's scale: hue 0-180, saturation and value 0-255 (Midnight, Karasikov et al. 2025; same window in Virchow2).
 HSV_LOW = (90, 8, 103)
 HSV_HIGH = (180, 255, 255)
 
@@ -43,7 +43,7 @@ def foreground_share(
 def _sum_to(
     table: npt.NDArray[np.float64], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Integral of the mask over [0, x) × [0, y): bilinear in the table, which is exact for a piecewise constant mask."""
+    """Integral of the mask over [0, x) × [0, y): bilinear in the table, exact for a piecewise constant mask."""
     rows, columns = table.shape
     x, y = np.clip(x, 0, columns - 1), np.clip(y, 0, rows - 1)
     column, row = np.minimum(x.astype(np.int64), columns - 2), np.minimum(y.astype(np.int64), rows - 2)

@@ -106,9 +106,7 @@ class TilePlan:
     def hash(self) -> str:
         """Pins what the tiles depend on: sources, filters, weights, seed, and the versions of what decodes pixels."""
         readers = {
-            name: version
-            for name, version in versions().items()
-            if name in ("openslide-bin", "opencv-python-headless")
+            name: version for name, version in versions().items() if name in ("openslide-bin", "opencv-python-headless")
         }
         return hash_of([[s.hash for s in self.sources], self.weights, self.seed, REDRAWS, MOST_SLIDES, readers])
 
@@ -149,7 +147,9 @@ def _nothing_passes(source: Source, rejected: list[str], errors: list[dict[str, 
     empty, failed = rejected.count(""), len(errors)
     config = source.config
     reason = f"{empty} slides had no place with {config.min_foreground:.0%} foreground"
-    reason += f", {len(rejected) - empty - failed} tiles failed the HSV rule ({config.hsv_share}), {failed} could not be read"
+    reason += (
+        f", {len(rejected) - empty - failed} tiles failed the HSV rule ({config.hsv_share}), {failed} could not be read"
+    )
     last = f" (last error: {errors[-1]['error']})" if errors else ""
     return f"no tile passes after {len(rejected)} tries: {reason}{last}; loosen tiles.min_foreground or tiles.hsv_share"
 
@@ -176,7 +176,9 @@ class SlideSource:
         tissue = table["tissue_mm2"].to_numpy(float)
         chosen = (tissue > 0) & chosen_patients(table, config.slides, seed)
         if not chosen.any():
-            raise PlanError(f"{cohort.path}: none of {len(table)} usable slides has foreground; see `eosin index --html`")
+            raise PlanError(
+                f"{cohort.path}: none of {len(table)} usable slides has foreground; see `eosin index --html`"
+            )
         order = np.argsort(self._native, kind="stable")
         self._order = order[chosen[order]]  # usable row numbers, finest first
         weight = tissue if config.slide_weights == "tissue" else np.ones(len(tissue))
@@ -308,7 +310,9 @@ def chosen_patients(table: Any, share: float, seed: int) -> npt.NDArray[np.bool_
     """
     if share >= 1.0:
         return np.ones(len(table), dtype=bool)
-    patients = table["patient"].where(table["patient"].notna() & (table["patient"] != ""), table["slide_id"]).astype(str)
+    patients = (
+        table["patient"].where(table["patient"].notna() & (table["patient"] != ""), table["slide_id"]).astype(str)
+    )
     ranked = sorted(patients.unique(), key=lambda name: hash_of([seed, name]))
     kept = set(ranked[: max(1, round(share * len(ranked)))])
     return patients.isin(kept).to_numpy(bool)

@@ -37,7 +37,9 @@ class FolderSource:
     def __init__(self, where: str, mpp: float, config: TilesConfig) -> None:
         """where: folder or glob; mpp: µm/px of the images. Raises DataError or PlanError (a scale it cannot give)."""
         if not 0.05 <= mpp <= 20:
-            raise DataError(f"{where}: {mpp} µm/px is not believable (0.05 to 20); give the tiles' own scale with --mpp")
+            raise DataError(
+                f"{where}: {mpp} µm/px is not believable (0.05 to 20); give the tiles' own scale with --mpp"
+            )
         self.where, self.mpp = where, mpp
         self._images = find_images(where)
         with_shape = cv2.imread(str(self._images[0]), cv2.IMREAD_COLOR)
@@ -72,7 +74,9 @@ class FolderSource:
         whole = int(np.ceil(side - 1e-9))
         room_y, room_x = stored.shape[0] - whole, stored.shape[1] - whole
         if min(room_x, room_y) < 0:
-            raise SlideError(f"{path}: {stored.shape[1]}x{stored.shape[0]} px is smaller than a tile at {address.mpp:g} µm/px")
+            raise SlideError(
+                f"{path}: {stored.shape[1]}x{stored.shape[0]} px is smaller than a tile at {address.mpp:g} µm/px"
+            )
         x, y = (room_x + 1) * address.x >> 20, (room_y + 1) * address.y >> 20
         window = np.ascontiguousarray(stored[y : y + whole, x : x + whole, ::-1])
         if whole == address.size_px and abs(side - whole) < 1e-6:

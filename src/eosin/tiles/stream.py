@@ -96,9 +96,7 @@ class _Steps:
 class _PlanReader(Dataset[Any]):
     """step -> TileBatch. Runs inside the workers; an impossible plan travels back as a value, so it stays one line."""
 
-    def __init__(
-        self, plan: TilePlan, batch: int, share: tuple[int, int], known: frozenset[tuple[int, int]]
-    ) -> None:
+    def __init__(self, plan: TilePlan, batch: int, share: tuple[int, int], known: frozenset[tuple[int, int]]) -> None:
         self.plan, self.batch, self.share, self.known = plan, batch, share, known
 
     def __getitem__(self, step: int) -> TileBatch | PlanError:

@@ -27,7 +27,10 @@ def save_checkpoint(
     """Write the state after `step` optimiser steps. Raises OutputError (disk full …); earlier checkpoints stay."""
     folder = run.checkpoint(step)
     with atomic_folder(folder) as temporary:
-        save_file({name: value.contiguous() for name, value in networks.state_dict().items()}, temporary / "networks.safetensors")
+        save_file(
+            {name: value.contiguous() for name, value in networks.state_dict().items()},
+            temporary / "networks.safetensors",
+        )
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         write_json(temporary / "state.json", {"step": step, **state})
     return folder

@@ -29,21 +29,24 @@ def describe(
         branch = Branch(chosen, torch.Generator())
     encoder, heads = (sum(p.numel() for p in part) for part in (branch.encoder.parameters(), _heads(branch)))
     schedules = make_schedules(chosen.optim, chosen.run.steps, chosen.run.batch)
+    seen = chosen.run.steps * chosen.run.batch
     lines = [
         f"recipe        {chosen.name} ({chosen.hash})",
         f"parameters    encoder {encoder / 1e6:.1f} M, heads {heads / 1e6:.1f} M",
-        f"steps         {chosen.run.steps} of {chosen.run.batch} tiles = {chosen.run.steps * chosen.run.batch / 1e6:.3g} M tiles",
+        f"steps         {chosen.run.steps} of {chosen.run.batch} tiles = {seen / 1e6:.3g} M tiles",
         f"learning rate {schedules.lr.max():.3g} at its peak",
     ]
     for source, weight in zip(plan.sources, plan.weights, strict=True):
         if isinstance(source, SlideSource):
             lines.append(f"slides        {len(source)} from {source.cohort.path}, weight {weight:g}")
         elif isinstance(source, FolderSource):
-            lines.append(f"tiles         {len(source)} images of {source.mpp:g} µm/px from {source.where}, weight {weight:g}")
-        scales = source.config.mpp
-        wanted = ", ".join(f"{scale:g}" for scale in scales) if isinstance(scales, list) else f"{scales.low:g} to {scales.high:g}"
-        lines.append(f"µm/px         {wanted}")
-    lines.append(f"first tile    {tile.address.name} at ({tile.address.x}, {tile.address.y}), {tile.address.mpp:g} µm/px")
+            lines.append(
+                f"tiles         {len(source)} images of {source.mpp:g} µm/px from {source.where}, weight {weight:g}"
+            )
+        lines.append(f"µm/px         {source.config.scales_text}")
+    lines.append(
+        f"first tile    {tile.address.name} at ({tile.address.x}, {tile.address.y}), {tile.address.mpp:g} µm/px"
+    )
     return "\n".join(lines)
 
 

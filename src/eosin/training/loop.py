@@ -81,7 +81,9 @@ def run_training(
         try:
             _loop(run, monitor, log, bar)
         except KeyboardInterrupt:
-            raise TrainingStopped(f"stopped at step {run.step}; the same command goes on from the last checkpoint") from None
+            raise TrainingStopped(
+                f"stopped at step {run.step}; the same command goes on from the last checkpoint"
+            ) from None
     return folder
 
 
@@ -131,7 +133,10 @@ def _known_identity(folder: RunFolder, identity: dict[str, Any], accept_changed:
     if not folder.identity.exists():
         return None
     known: dict[str, Any] = json.loads(folder.identity.read_text())
-    for key, what in (("recipe_hash", "another recipe"), ("plan_hash", "other tiles (cohort, filters or reader versions)")):
+    for key, what in (
+        ("recipe_hash", "another recipe"),
+        ("plan_hash", "other tiles (cohort, filters or reader versions)"),
+    ):
         if known[key] != identity[key] and not accept_changed:
             raise ResumeError(
                 f"{folder.root} belongs to {what} ({known[key]}, now {identity[key]}); "
@@ -158,11 +163,13 @@ def _optimizer(recipe: Recipe, networks: Networks) -> torch.optim.Optimizer:
         recipe.optim.layer_decay,
         recipe.optim.patch_embed_factor,
     )
-    return torch.optim.AdamW(groups, lr=recipe.optim.base_lr, betas=recipe.optim.betas, eps=recipe.optim.eps, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=recipe.optim.base_lr, betas=recipe.optim.betas, eps=recipe.optim.eps, fused=True
+    )
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """bf16 where the recipe says so, or on its own where the device multiplies matrices in bf16 (GPUs, CPUs with AMX)."""
+    """bf16 where the recipe says so, or by itself where the device multiplies in bf16 (GPUs, CPUs with AMX)."""
     fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
     wanted = recipe.run.precision == "bf16" or (recipe.run.precision == "auto" and fast)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
@@ -242,7 +249,8 @@ def _tiles(run: Run) -> Iterator[TileBatch]:
             append_line(run.folder.ledger, entry)
         yield tiles
     if never := sorted(set(stream.rejections) - set(stream.accepted)):
-        say(f"{len(never)} slides were tried and never gave a tile: {', '.join(never[:5])}{' …' if len(never) > 5 else ''}")
+        more = " …" if len(never) > 5 else ""
+        say(f"{len(never)} slides were tried and never gave a tile: {', '.join(never[:5])}{more}")
 
 
 class Window:

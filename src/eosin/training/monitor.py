@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from types import TracebackType
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -51,7 +52,9 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._board.close()
 
 
@@ -89,14 +92,14 @@ def _keep_sample(batch: TileBatch, recipe: Recipe, run: RunFolder) -> None:
     plan = draw_views(recipe.views, shown, Words(recipe.run.seed, "shown views"))
     crops = [denormalise(c, recipe.views) for c in render(batch.pixels[:shown], plan, recipe.views)]
     crops = [c.reshape(-1, shown, *c.shape[1:]).swapaxes(0, 1) for c in crops]  # [tiles, views, h, w, 3]
+    arrays = {
+        "tiles": batch.pixels[:SHOWN_TILES],
+        "slide": np.array(batch.names[:SHOWN_TILES]),
+        "mpp": batch.mpp[:SHOWN_TILES],
+        **dict(zip(("globals", "locals"), crops, strict=False)),
+    }
     with atomic_path(run.pictures / "sample.npz") as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(
-            handle,
-            tiles=batch.pixels[:SHOWN_TILES],
-            slide=np.array(batch.names[:SHOWN_TILES]),
-            mpp=batch.mpp[:SHOWN_TILES],
-            **{"globals": crops[0], **({"locals": crops[1]} if len(crops) > 1 else {})},
-        )
+        np.savez_compressed(handle, allow_pickle=False, **arrays)
 
 
 class Monitor:
@@ -112,7 +115,7 @@ class Monitor:
     def measure(self, networks: Networks) -> dict[str, float]:
         """rankme, odcorr, uniformity of the teacher's CLS, and `knn` (or `knn/NAME` where there are several)."""
         encoder = teacher_encoder(networks, self._recipe)
-        z = embed_images(encoder, self._tiles)
+        z = embed_images(encoder, list(self._tiles))
         values = {
             "rankme": label_free.rankme(z),
             "odcorr": label_free.odcorr(z),

@@ -26,7 +26,13 @@ class Branch(nn.Module):
         )
         self.ibot = (
             ProjectionHead(
-                width, goal.ibot_prototypes, goal.head_hidden, goal.ibot_bottleneck, 3, goal.train_gain, generator
+                width,
+                goal.ibot_prototypes,
+                goal.head_hidden,
+                goal.ibot_bottleneck,
+                3,
+                goal.train_gain,
+                generator,
             )
             if goal.ibot_weight > 0
             else None

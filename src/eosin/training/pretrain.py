@@ -101,7 +101,8 @@ def pretrain_step(
     global_logits, local_logits = logits[: g * b].unflatten(0, (g, b)), logits[g * b :].unflatten(0, (-1, b))
     pairs = g * len(local_logits) + g * (g - 1)
     losses = {
-        "loss/dino_global": view_pairs(global_logits, dino_target, goal.student_temperature, skip_same_view=True) / pairs,
+        "loss/dino_global": view_pairs(global_logits, dino_target, goal.student_temperature, skip_same_view=True)
+        / pairs,
         "loss/dino_local": view_pairs(local_logits, dino_target, goal.student_temperature) / pairs,
     }
     loss = goal.dino_weight * (losses["loss/dino_global"] + losses["loss/dino_local"])

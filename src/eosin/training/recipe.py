@@ -34,7 +34,9 @@ class RunConfig(BaseModel):
     minutes: float | None = Field(None, gt=0, description="shorten `steps` to what fits, measured at the start")
     group: int = Field(16, ge=1, description="tiles that share a draw of mask ratios and drop-path subsets")
     seed: int = Field(0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device multiplies in it")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the device multiplies in it"
+    )
     workers: int | None = Field(None, ge=0, description="reading processes; by the number of cores without")
     log_every: int = Field(10, ge=1)
     monitor_every: Steps = "10%"
@@ -75,7 +77,15 @@ class Recipe(BaseModel):
     def hash(self) -> str:
         """Changes with every value that decides what is learned; not with how often something is written."""
         told = self.model_dump(mode="json")
-        for quiet in ("workers", "log_every", "monitor_every", "monitor_tiles", "checkpoint_every", "keep_last", "keep_every"):
+        for quiet in (
+            "workers",
+            "log_every",
+            "monitor_every",
+            "monitor_tiles",
+            "checkpoint_every",
+            "keep_last",
+            "keep_every",
+        ):
             told["run"].pop(quiet)
         told.pop("description")
         return hash_of(told)
@@ -178,7 +188,7 @@ def _apply(values: dict[str, Any], marks: dict[str, str], change: str) -> None:
 def _first_problem(error: ValidationError) -> str:
     """One line for pydantic's first complaint, with the dotted key and, for a typo, the keys that exist."""
     problem = error.errors()[0]
-    parts = [str(part) for part in problem["loc"] if str(part) not in ("list[float]", "MppRange")]
+    parts = [str(part) for part in problem["loc"] if not str(part).startswith(_UNION_PARTS)]
     key = ".".join(parts)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
@@ -187,6 +197,9 @@ def _first_problem(error: ValidationError) -> str:
         return f"{key} is missing{more}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {message}{more}" if key else f"{message}{more}"
+
+
+_UNION_PARTS = ("list[", "MppRange", "constrained-")  # pydantic names the tried alternatives in the path
 
 
 def _known_keys(path: list[str]) -> list[str]:

@@ -30,7 +30,7 @@ def train(
 ) -> RunFolder:
     """Train `recipe` (a shipped name or a YAML file) into the run folder `out`, resuming what is there.
 
-    cohort: cohort files, each `FILE`, `NAME=FILE` or `NAME=FILE:weight`; tiles: folders or globs of tiles of scale `mpp`
+    cohort: cohort files, each `FILE`, `NAME=FILE` or `NAME=FILE:weight`; tiles: folders or globs of tiles of `mpp`
     µm/px, each `WHERE` or `WHERE:weight`; where: an expression over cohort columns; set: changes such as
     "run.batch=64"; probe: `NAME=PATH` of labelled tiles. Raises EosinError subclasses, one line each.
     """

@@ -31,9 +31,7 @@ class ViewsConfig(BaseModel):
     local_px: int = Field(98, ge=8, description="side of a local crop")
     local_scale: tuple[Share, Share] = (0.05, 0.32)
     local_count: int = Field(8, ge=0)
-    ratio: tuple[Positive, Positive] = Field(
-        (3 / 4, 4 / 3), description="width / height, drawn log-uniformly"
-    )
+    ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="width / height, drawn log-uniformly")
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="antialiased in either case")
 
     horizontal_flip: Probability = 0.5
@@ -69,9 +67,7 @@ class ViewsConfig(BaseModel):
             if low > high:
                 raise ValueError(f"{name}: {low} is above {high}; give the smaller number first")
         if self.blur_kernel_px % 2 == 0:
-            raise ValueError(
-                f"blur_kernel_px: {self.blur_kernel_px} is even; the kernel needs a middle pixel"
-            )
+            raise ValueError(f"blur_kernel_px: {self.blur_kernel_px} is even; the kernel needs a middle pixel")
         smallest = min(self.global_px, self.local_px) if self.local_count else self.global_px
         if self.blur_kernel_px // 2 >= smallest:
             raise ValueError(f"blur_kernel_px: {self.blur_kernel_px} is too wide for crops of {smallest} px")

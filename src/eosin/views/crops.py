@@ -31,9 +31,7 @@ class Turns(NamedTuple):
     flip_columns: BoolArray
 
 
-def crop_boxes(
-    tries: FloatArray, place: FloatArray, height: int, width: int, ratio: tuple[float, float]
-) -> IntArray:
+def crop_boxes(tries: FloatArray, place: FloatArray, height: int, width: int, ratio: tuple[float, float]) -> IntArray:
     """Integer boxes of RandomResizedCrop (Szegedy et al. 2015, as in torchvision) from drawn numbers.
 
     `tries` is [..., T, 2]: share of the tile's area, and width / height; the first try that fits is taken.

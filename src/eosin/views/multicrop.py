@@ -45,9 +45,7 @@ class CropPlan:
     hed_alpha: FloatArray  # [V, B, 3] by stain
     hed_beta: FloatArray  # [V, B, 3]
     jitter: BoolArray
-    jitter_order: (
-        IntArray  # [V, B, 4] which of brightness 0, contrast 1, saturation 2, hue 3 comes first, second, ...
-    )
+    jitter_order: IntArray  # [V, B, 4] which of brightness 0, contrast 1, saturation 2, hue 3 comes first, second, ...
     jitter_factors: FloatArray  # [V, B, 4] brightness, contrast, saturation factors; hue shift
     grey: BoolArray
     blur: BoolArray
@@ -168,9 +166,7 @@ def render(
     """
     batch = torch.as_tensor(pixels)
     if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
-        raise ValueError(
-            f"pixels must be uint8 [tiles, height, width, 3], not {batch.dtype} {tuple(batch.shape)}"
-        )
+        raise ValueError(f"pixels must be uint8 [tiles, height, width, 3], not {batch.dtype} {tuple(batch.shape)}")
     if len(batch) != plan.tiles:
         raise ValueError(f"{len(batch)} tiles do not match a view plan for {plan.tiles}")
     device = torch.device(device)
@@ -178,9 +174,7 @@ def render(
         route = "native" if device.type == "cpu" else "matrix"
     batch = batch.to("cpu" if route == "native" else device)
     sizes = [(plan.globals, config.global_px), (plan.locals, config.local_px)]
-    return [
-        _render_crops(batch, crop_plan, px, config, device, route) for crop_plan, px in sizes if crop_plan
-    ]
+    return [_render_crops(batch, crop_plan, px, config, device, route) for crop_plan, px in sizes if crop_plan]
 
 
 def _render_crops(

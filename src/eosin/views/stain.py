@@ -50,9 +50,7 @@ def jitter_hed_(images: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     count, _, height, width = images.shape
     vectors = torch.as_tensor(STAIN_VECTORS, device=images.device)  # float64: small matrices, no cost
     unmix = torch.as_tensor(_UNMIX, device=images.device)
-    mix = torch.einsum("cs,ns,sd->ndc", unmix, 1.0 + alpha.double(), vectors).to(
-        images.dtype
-    )  # [N, 3 out, 3 in]
+    mix = torch.einsum("cs,ns,sd->ndc", unmix, 1.0 + alpha.double(), vectors).to(images.dtype)  # [N, 3 out, 3 in]
     offset = (beta.double() @ vectors).to(images.dtype)  # [N, 3]
     density = optical_density(images).view(count, 3, height * width)
     return images.copy_(_light(torch.baddbmm(offset[:, :, None], mix, density)).view_as(images))

@@ -7,6 +7,7 @@ are L2-normalised and not centred.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -62,7 +63,7 @@ def knn(
     test_x: Floats,
     classes: int,
     *,
-    inner: tuple[Examples, Examples] | None = None,
+    inner: Sequence[tuple[Examples, Examples]] = (),
     seed: int = 0,
     fold: int = 0,
     k: int = 20,

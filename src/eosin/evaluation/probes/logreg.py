@@ -25,7 +25,7 @@ def logreg(
     test_x: Floats,
     classes: int,
     *,
-    inner: tuple[Examples, Examples],
+    inner: Sequence[tuple[Examples, Examples]],
     seed: int = 0,
     fold: int = 0,
     grid: Sequence[float],
@@ -37,7 +37,7 @@ def logreg(
 
     A class without training samples has probability 0.
     """
-    c = choose_c(*inner, grid=grid, patience=patience, max_iter=max_iter, tol=tol)
+    c = choose_c(inner, grid=grid, patience=patience, max_iter=max_iter, tol=tol)
     x, test = standardised(train.x, test_x)
     model, converged = _fit(LogisticRegression(C=c, max_iter=max_iter, tol=tol), x, train.y)
     scores = np.zeros((len(test), classes))
@@ -46,16 +46,25 @@ def logreg(
 
 
 def choose_c(
-    fit: Examples, judge: Examples, grid: Sequence[float], patience: int, max_iter: int, tol: float
+    inner: Sequence[tuple[Examples, Examples]],
+    grid: Sequence[float],
+    patience: int,
+    max_iter: int,
+    tol: float,
 ) -> float:
-    """The C of `grid` whose classifier, fitted on `fit`, has the best balanced accuracy on `judge`."""
-    x, test = standardised(fit.x, judge.x)
+    """The C of `grid` with the best balanced accuracy on the second parts of `inner`, each predicted by a
+    classifier fitted on its first part."""
+    parts = [(*standardised(fit.x, judge.x), fit.y, judge.y) for fit, judge in inner]
+    labels = np.concatenate([judge.y for _, judge in inner])
     # Each fit starts where the last one, with a stronger penalty, ended: fewer iterations, same optimum.
-    model = LogisticRegression(max_iter=max_iter, tol=tol, warm_start=True)
+    models = [LogisticRegression(max_iter=max_iter, tol=tol, warm_start=True) for _ in inner]
     best, chosen, worse = -1.0, grid[0], 0
     for c in sorted(grid):
-        _fit(model.set_params(C=c), x, fit.y)
-        score = balanced_accuracy(model.predict(test) == judge.y, judge.y)
+        correct = []
+        for model, (x, test, y, truth) in zip(models, parts, strict=True):
+            _fit(model.set_params(C=c), x, y)
+            correct.append(model.predict(test) == truth)
+        score = balanced_accuracy(np.concatenate(correct), labels)
         # Equal scores do not count as worse: the strongest penalties may all be at chance.
         worse = worse + 1 if score < best else 0
         if score > best:

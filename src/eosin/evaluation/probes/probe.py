@@ -32,9 +32,9 @@ class Prediction(NamedTuple):
 
 
 Probe = Callable[..., Prediction]
-"""probe(train, test_x [M, D], classes, *, inner=(Examples, Examples), seed, fold, **settings of the
+"""probe(train, test_x [M, D], classes, *, inner=[(Examples, Examples)], seed, fold, **settings of the
 protocol).
 
-Fits on `train`; chooses settings by fitting `inner[0]` and judging `inner[1]`; predicts `test_x`. `fold`
-names the fold for randomness: the same arguments give the same prediction.
+Fits on `train`; chooses settings by fitting the first and judging the second of each pair in `inner`;
+predicts `test_x`. `fold` names the fold for randomness: the same arguments give the same prediction.
 """

@@ -6,6 +6,7 @@ a class and assigns every test sample to the nearest class centroid. All runs ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def simpleshot(
     test_x: Floats,
     classes: int,
     *,
-    inner: tuple[Examples, Examples] | None = None,
+    inner: Sequence[tuple[Examples, Examples]] = (),
     seed: int = 0,
     fold: int = 0,
     shots: int,
@@ -42,9 +43,7 @@ def simpleshot(
     for first in range(0, runs, step):
         centroid = x[picks[first : first + step]].mean(axis=2)  # [r, C, D]
         # |t - c|^2 = |t|^2 - 2 t.c + |c|^2, and |t|^2 does not depend on the class.
-        closeness = 2.0 * (centroid.reshape(-1, x.shape[1]) @ test.T).reshape(
-            *centroid.shape[:2], count
-        )  # [r, C, M]
+        closeness = 2.0 * (centroid.reshape(-1, x.shape[1]) @ test.T).reshape(*centroid.shape[:2], count)  # [r, C, M]
         closeness -= np.square(centroid).sum(axis=2)[:, :, None]
         chosen[first : first + step] = closeness.argmax(axis=1)
     scores = np.stack([(chosen == label).mean(axis=0) for label in range(classes)], axis=1)  # [M, C]
@@ -60,15 +59,12 @@ def centred_unit(train_x: Floats, test_x: Floats) -> tuple[Floats, Floats]:
 
 
 def draw_shots(labels: Labels, classes: int, shots: int, runs: int, words: Words) -> npt.NDArray[np.int64]:
-    """Sample numbers [runs, classes, shots]: `shots` different samples of each class, uniformly, a run each.
-    """
+    """Sample numbers [runs, classes, shots]: `shots` different samples of each class, uniformly, a run each."""
     picks = np.empty((runs, classes, shots), dtype=np.int64)
     for label in range(classes):
         members = np.flatnonzero(labels == label)
         if len(members) < shots:
-            raise DataError(
-                f"simpleshot needs {shots} training samples a class, class {label} has {len(members)}"
-            )
+            raise DataError(f"simpleshot needs {shots} training samples a class, class {label} has {len(members)}")
         ranks: list[Any] = []
         for taken in range(shots):
             # The n-th of those still free: step over the ones taken, from the smallest up.

@@ -37,20 +37,14 @@ def read_arrays(name: str, path: Path) -> Task:
     samples = _samples(name, path, kinds[0], arrays[kinds[0]])
     for key in KEYS:
         if key in arrays and key not in (kinds[0], "class_names") and arrays[key].shape != (len(samples),):
-            raise DataError(
-                f"task {name}: {key} in {path} has shape {arrays[key].shape}, not ({len(samples)},)"
-            )
+            raise DataError(f"task {name}: {key} in {path} has shape {arrays[key].shape}, not ({len(samples)},)")
     labels, classes = _labels(name, path, arrays["labels"], arrays.get("class_names"))
-    columns = {
-        key: _words(arrays[key]) if key in arrays else None for key in ("split", "patient", "slide", "site")
-    }
+    columns = {key: _words(arrays[key]) if key in arrays else None for key in ("split", "patient", "slide", "site")}
     ids = [str(row) for row in range(len(samples))]
     return make_task(name, path, samples, labels, ids=ids, classes=classes, **columns)
 
 
-def _samples(
-    name: str, path: Path, key: str, array: npt.NDArray[Any]
-) -> ImageArray | npt.NDArray[np.float32]:
+def _samples(name: str, path: Path, key: str, array: npt.NDArray[Any]) -> ImageArray | npt.NDArray[np.float32]:
     if key == "images":
         if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8 or not len(array):
             raise DataError(
@@ -58,9 +52,7 @@ def _samples(
             )
         return ImageArray(array)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating) or not array.size:
-        raise DataError(
-            f"task {name}: features in {path} must be float [N, D], found {array.dtype} {array.shape}"
-        )
+        raise DataError(f"task {name}: features in {path} must be float [N, D], found {array.dtype} {array.shape}")
     features = array.astype(np.float32)
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
@@ -89,6 +81,4 @@ def _read_npz(name: str, path: Path) -> dict[str, npt.NDArray[Any]]:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise DataError(
-            f"task {name}: cannot read {path} as a .npz archive without pickles: {error}"
-        ) from error
+        raise DataError(f"task {name}: cannot read {path} as a .npz archive without pickles: {error}") from error

@@ -19,9 +19,7 @@ def read_folder(name: str, root: Path) -> Task:
     split_tops = [top for top in tops if top.name.lower() in _SPLIT_FOLDERS]
     if split_tops and len(split_tops) < len(tops):
         other = next(top.name for top in tops if top not in split_tops)
-        raise DataError(
-            f"task {name}: {root} mixes split folders ({split_tops[0].name}) with others ({other})"
-        )
+        raise DataError(f"task {name}: {root} mixes split folders ({split_tops[0].name}) with others ({other})")
     paths: list[Path] = []
     labels: list[str] = []
     split: list[str] = []
@@ -32,9 +30,7 @@ def read_folder(name: str, root: Path) -> Task:
         for folder in class_folders:
             found = find_images(folder)
             if not found:
-                raise DataError(
-                    f"task {name}: class folder {folder} holds no images, found {_contents(folder)}"
-                )
+                raise DataError(f"task {name}: class folder {folder} holds no images, found {_contents(folder)}")
             paths += found
             labels += [folder.name] * len(found)
             split += [part.name] * len(found)

@@ -32,8 +32,7 @@ class ImageFiles(Sequence[npt.NDArray[np.uint8]]):
         return read_image(self.paths[index])
 
     def content_hash(self) -> str:
-        """Hash over the bytes of all files in order (names do not enter: a moved data set is the same one).
-        """
+        """Hash over the bytes of all files in order (names do not enter: a moved data set is the same one)."""
         return hash_of([hash_file(path) for path in self.paths])
 
 
@@ -75,7 +74,5 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 def find_images(folder: Path) -> list[Path]:
     """Image files below `folder` at any depth, hidden ones left out, in order of their relative path."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    visible = [
-        path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    visible = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())

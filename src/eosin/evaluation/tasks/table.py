@@ -25,18 +25,12 @@ def read_table(name: str, path: Path) -> Task:
     table = _read_csv(name, path)
     columns = [str(column) for column in table.columns]
     if "file" not in columns and "slide" in columns:
-        raise DataError(
-            f"task {name}: {path} lists slides, not tiles; a column `file` with image files is needed"
-        )
+        raise DataError(f"task {name}: {path} lists slides, not tiles; a column `file` with image files is needed")
     if "label" not in columns and (other := [column for column in columns if column in _OTHER_KINDS]):
-        raise DataError(
-            f"task {name}: {path} has a column `{other[0]}`; only tasks with a `label` are known so far"
-        )
+        raise DataError(f"task {name}: {path} has a column `{other[0]}`; only tasks with a `label` are known so far")
     for needed in ("file", "label"):
         if needed not in columns:
-            raise DataError(
-                f"task {name}: looked for a column `{needed}` in {path}, found {', '.join(columns)}"
-            )
+            raise DataError(f"task {name}: looked for a column `{needed}` in {path}, found {', '.join(columns)}")
     refuse_misspelt(name, path, columns, COLUMNS)
     if ignored := [column for column in columns if column not in COLUMNS]:
         say(f"task {name}: columns not used: {', '.join(ignored)}")
@@ -48,9 +42,7 @@ def read_table(name: str, path: Path) -> Task:
         if blank := [row for row, value in enumerate(table[column]) if not value.strip()]:
             raise DataError(f"task {name}: {path} line {blank[0] + 2} has no {column}")
     if repeated := table.index[table["file"].duplicated()].tolist():
-        raise DataError(
-            f"task {name}: {path} line {repeated[0] + 2} lists {files[repeated[0]]} a second time"
-        )
+        raise DataError(f"task {name}: {path} line {repeated[0] + 2} lists {files[repeated[0]]} a second time")
     paths = [path.parent / file for file in files]
     if missing := [row for row, file in enumerate(paths) if not file.is_file()]:
         raise DataError(

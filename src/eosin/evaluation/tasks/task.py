@@ -67,8 +67,7 @@ class Task:
 
     @property
     def groups(self) -> npt.NDArray[np.int64] | None:
-        """Group of each sample as int64 [N] from 0, or None where samples are not known to belong together.
-        """
+        """Group of each sample as int64 [N] from 0, or None where samples are not known to belong together."""
         ids = self.patient if self.patient is not None else self.slide
         return None if ids is None else np.unique(ids, return_inverse=True)[1].astype(np.int64)
 
@@ -81,20 +80,15 @@ class Task:
 
     def content_hash(self) -> str:
         """Hash of the samples alone: what features depend on."""
-        return (
-            hash_array(self.samples) if isinstance(self.samples, np.ndarray) else self.samples.content_hash()
-        )
+        return hash_array(self.samples) if isinstance(self.samples, np.ndarray) else self.samples.content_hash()
 
     def label_hash(self) -> str:
         """Hash of labels, split and groups: what results depend on beside the features."""
-        columns = [
-            None if c is None else c.tolist() for c in (self.labels, self.split, self.patient, self.slide)
-        ]
+        columns = [None if c is None else c.tolist() for c in (self.labels, self.split, self.patient, self.slide)]
         return hash_of([self.kind, self.classes, *columns])
 
     def shared_groups(self) -> int:
-        """Patients (or slides) that lie in both the training part and the reported split: a leak if above 0.
-        """
+        """Patients (or slides) that lie in both the training part and the reported split: a leak if above 0."""
         groups = self.groups
         if groups is None or self.split is None:
             return 0
@@ -122,21 +116,15 @@ def make_task(
     order = list(classes) if classes is not None else class_order(labels)
     present = set(labels)
     if unknown := sorted(present - set(order)):
-        raise DataError(
-            f"task {name}: label {unknown[0]!r} in {source} is none of the classes {', '.join(order)}"
-        )
+        raise DataError(f"task {name}: label {unknown[0]!r} in {source} is none of the classes {', '.join(order)}")
     if empty := [label for label in order if label not in present]:
         raise DataError(f"task {name}: class {empty[0]!r} in {source} has no samples")
     if len(order) < 2:
-        raise DataError(
-            f"task {name}: {source} has one class only ({order[0] if order else 'none'}); two are needed"
-        )
+        raise DataError(f"task {name}: {source} has one class only ({order[0] if order else 'none'}); two are needed")
     number = {label: index for index, label in enumerate(order)}
     for column, values in (("split", split), ("patient", patient), ("slide", slide), ("site", site)):
         if values is not None and (blank := [row for row, value in enumerate(values) if not value.strip()]):
-            raise DataError(
-                f"task {name}: {len(blank)} samples of {source} have no {column}, first {ids[blank[0]]}"
-            )
+            raise DataError(f"task {name}: {len(blank)} samples of {source} have no {column}, first {ids[blank[0]]}")
     return Task(
         name=name,
         source=source,
@@ -163,15 +151,11 @@ def class_order(labels: Sequence[str]) -> list[str]:
 def _checked_split(name: str, source: Path, split: Sequence[str], labels: Sequence[str]) -> Words1d:
     words = [_SPLIT_WORDS.get(value.strip().lower(), "") for value in split]
     if "" in words:
-        raise DataError(
-            f"task {name}: split {split[words.index('')]!r} in {source} is none of {', '.join(SPLITS)}"
-        )
+        raise DataError(f"task {name}: split {split[words.index('')]!r} in {source} is none of {', '.join(SPLITS)}")
     found = set(words)
     if "train" not in found or len(found) < 2:
         listed = ", ".join(sorted(found))
-        raise DataError(
-            f"task {name}: {source} has split {listed} only; train and one of val, test are needed"
-        )
+        raise DataError(f"task {name}: {source} has split {listed} only; train and one of val, test are needed")
     train = {label for label, word in zip(labels, words, strict=True) if word == "train"}
     if missing := sorted(set(labels) - train):
         raise DataError(f"task {name}: class {missing[0]!r} in {source} has no training samples")
