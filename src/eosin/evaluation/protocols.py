@@ -45,9 +45,8 @@ class Protocol:
 _KNN = {"k": 20, "vote": "softmax", "temperature": 0.07}
 _LOGREG = {
     "grid": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0],
-    "patience": 2,
     "max_iter": 1000,
-    "tol": 1e-4,
+    "tol": 1e-5,
 }
 
 PROTOCOLS: dict[str, Protocol] = {

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from eosin.errors import EosinError, PlanError, ResumeError, TrainingStopped
+from eosin.evaluation.tasks import open_task
 from eosin.files import check_writable, write_json, write_text
 from eosin.optim import Schedules, make_schedules, parameter_groups
 from eosin.optim.schedules import step_count
@@ -26,7 +27,7 @@ from eosin.provenance import versions
 from eosin.runs import RunFolder, append_line, read_lines
 from eosin.tiles import TileBatch, TilePlan, TileStream
 from eosin.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
-from eosin.training.monitor import MetricsLog, Monitor, Speed, watched_tiles
+from eosin.training.monitor import MetricsLog, Monitor, Speed, keep_sample, watched_tiles
 from eosin.training.networks import Networks
 from eosin.training.pretrain import draw_step, pretrain_step
 from eosin.training.recipe import Recipe, recipe_text
@@ -67,11 +68,14 @@ def run_training(
     changed. Raises ResumeError, PlanError, DataError, OutputError, TrainingStopped: one line each.
     """
     folder = RunFolder(check_writable(out))
+    tasks = {name: open_task(f"{name}={path}") for name, path in (probes or {}).items()}
+    watched = watched_tiles(plan, recipe)
     run = _prepare(recipe, marks, plan, folder, device, fresh, accept_changed)
     if run.step >= run.schedules.steps:
         say(f"{folder.root} is complete: {run.step} steps")
         return folder
-    monitor = Monitor(recipe, watched_tiles(plan, recipe, folder), probes or {})
+    keep_sample(watched, recipe, folder)
+    monitor = Monitor(recipe, watched.pixels, tasks)
     say(_first_line(run))
     with (
         MetricsLog(folder, run.step) as log,
@@ -105,6 +109,7 @@ def _prepare(
     optimizer = _optimizer(recipe, networks)
     autocast = _autocast(recipe, device)
     if known is None:
+        _clear(folder)
         identity["steps"] = _steps_that_fit(recipe, plan, device, autocast)
         write_text(folder.recipe, recipe_text(recipe, marks))
         write_json(folder.identity, identity)
@@ -129,8 +134,8 @@ def _identity(recipe: Recipe, plan: TilePlan) -> dict[str, Any]:
 
 
 def _known_identity(folder: RunFolder, identity: dict[str, Any], accept_changed: bool) -> dict[str, Any] | None:
-    """identity.json of an earlier start. Raises ResumeError where it is another recipe's or other tiles'."""
-    if not folder.identity.exists():
+    """identity.json of an earlier start that saved a checkpoint. Raises ResumeError where it is another run's."""
+    if not folder.identity.exists() or not folder.steps():
         return None
     known: dict[str, Any] = json.loads(folder.identity.read_text())
     for key, what in (

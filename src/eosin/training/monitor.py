@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from eosin.evaluation.judge import judge, row_of
 from eosin.evaluation.protocols import find_protocols
-from eosin.evaluation.tasks import Task, open_task
+from eosin.evaluation.tasks import Task
 from eosin.features import Encoder, embed_images, label_free
 from eosin.features.encoder import VitEncoder
 from eosin.files import atomic_path, finite
@@ -74,20 +74,18 @@ class Speed:
         return rate
 
 
-def watched_tiles(plan: TilePlan, recipe: Recipe, run: RunFolder) -> npt.NDArray[np.uint8]:
-    """The tiles [N, S, S, 3] that label-free metrics look at; also keeps pictures/sample.npz for the report."""
+def watched_tiles(plan: TilePlan, recipe: Recipe) -> TileBatch:
+    """The tiles that label-free metrics look at: drawn from the run's sources with a seed of their own."""
     sources = TilePlan(plan.sources, _watch_seed(plan.seed), plan.weights)
-    batch = next(iter(TileStream(sources, recipe.run.monitor_tiles, steps=1)))
-    if not (run.pictures / "sample.npz").exists():
-        _keep_sample(batch, recipe, run)
-    return batch.pixels
+    return next(iter(TileStream(sources, recipe.run.monitor_tiles, steps=1)))
 
 
 def _watch_seed(seed: int) -> int:
     return int(Words(seed, "watched tiles").integers(2**40, 1)[0])
 
 
-def _keep_sample(batch: TileBatch, recipe: Recipe, run: RunFolder) -> None:
+def keep_sample(batch: TileBatch, recipe: Recipe, run: RunFolder) -> None:
+    """Keep some tiles, and the views of a few, in pictures/sample.npz for the report."""
     shown = min(SHOWN_VIEWS, len(batch.pixels))
     plan = draw_views(recipe.views, shown, Words(recipe.run.seed, "shown views"))
     crops = [denormalise(c, recipe.views) for c in render(batch.pixels[:shown], plan, recipe.views)]
@@ -105,11 +103,11 @@ def _keep_sample(batch: TileBatch, recipe: Recipe, run: RunFolder) -> None:
 class Monitor:
     """Measures the teacher on the watched tiles and on labelled probes."""
 
-    def __init__(self, recipe: Recipe, tiles: npt.NDArray[np.uint8], probes: dict[str, str]) -> None:
-        """probes: name → folder or table of labelled tiles. Raises DataError where one cannot be read."""
+    def __init__(self, recipe: Recipe, tiles: npt.NDArray[np.uint8], tasks: dict[str, Task]) -> None:
+        """tiles: uint8 [N, S, S, 3] for the label-free metrics; tasks: labelled tiles by name."""
         self._recipe = recipe
         self._tiles = tiles
-        self._tasks = {name: open_task(f"{name}={path}") for name, path in probes.items()}
+        self._tasks = tasks
 
     @torch.no_grad()
     def measure(self, networks: Networks) -> dict[str, float]:
