@@ -28,9 +28,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## side-by-side measurements; see benchmarks/RESULTS.md
+bench: $(STAMP)  ## side-by-side measurements of benchmarks/RESULTS.md; DATA = folder of real data for the learning proof
 	$(BIN)/python benchmarks/views.py
-	$(BIN)/python benchmarks/learning.py
+	$(BIN)/python benchmarks/attention.py
+	@if [ -n "$(DATA)" ]; then $(BIN)/python benchmarks/learning.py "$(DATA)"; else echo "learning proof skipped: give DATA=folder"; fi
 
 clean:
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
