@@ -18,6 +18,10 @@ class SlideError(EosinError):
     """A slide that cannot be opened, has no believable scale, or fails while being read."""
 
 
+class SlideGone(SlideError):
+    """A slide of a cohort that cannot be opened any more: moved, replaced or damaged since it was indexed."""
+
+
 class RegionError(SlideError):
     """A region that the slide cannot give: finer than it has, or an impossible size."""
 

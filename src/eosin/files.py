@@ -44,13 +44,17 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it is renamed onto `path`, replacing what was there."""
     target = Path(path)
     _make_folder(target.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     try:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
+                os.chmod(file, 0o644)  # some libraries write for the owner alone
         os.chmod(temporary, 0o755)
         if target.exists():
             old = target.with_name(f".{target.name}.{os.getpid()}.old")
@@ -105,6 +109,8 @@ def check_writable(folder: PathLike) -> Path:
 
 
 def _make_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"cannot make folder {folder}: a file of that name is there")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

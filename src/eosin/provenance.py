@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 HASH_DIGITS = 16
+PACKAGES = (
+    *("eosin", "torch", "numpy", "openslide-python", "openslide-bin", "opencv-python-headless"),
+    *("simplejpeg", "Pillow", "tifffile", "imagecodecs"),
+)
 
 
 def hash_of(value: Any) -> str:
@@ -39,9 +43,9 @@ def hash_state(state: dict[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes: eosin, Python, torch, numpy, OpenSlide, OpenCV, machine."""
+    """Versions of what computes: eosin, Python, torch, numpy, what decodes pixels, machine."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("eosin", "torch", "numpy", "openslide-python", "openslide-bin", "opencv-python-headless"):
+    for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from eosin.errors import DataError
+from eosin.errors import DataError, OutputError
 from eosin.files import PathLike, write_text
 
 
@@ -31,6 +31,13 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint taken after `step` optimiser steps."""
         return self.checkpoints / f"step_{step:08d}"
+
+    def own_files(self) -> list[Path]:
+        """Files and folders in it that only a run writes: what `--fresh` removes."""
+        files = [self.identity, self.metrics, self.ledger, self.recipe, self.report, self.pictures / "sample.npz"]
+        found = [path for path in files if path.exists()]
+        found += [folder for folder in self.checkpoints.glob("step_*") if (folder / "state.json").exists()]
+        return found + sorted(self.tensorboard.glob("events.out.tfevents*"))
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, in order."""
@@ -60,10 +67,19 @@ def read_lines(path: PathLike) -> list[dict[str, Any]]:
 
 
 def append_line(path: PathLike, record: dict[str, Any]) -> None:
-    """Append one record to a JSON-lines file in a single write."""
-    with open(path, "ab") as handle:
-        handle.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-        handle.flush()
+    """Append one record to a JSON-lines file; a torn last line (killed process, full disk) is dropped first.
+
+    Raises OutputError, one line.
+    """
+    try:
+        with open(path, "ab+") as handle:
+            end = handle.seek(0, os.SEEK_END)
+            if end and (handle.seek(end - 1), handle.read(1))[1] != b"\n":
+                handle.seek(0)
+                handle.truncate(handle.read().rfind(b"\n") + 1)
+            handle.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def rewrite_lines(path: PathLike, records: list[dict[str, Any]]) -> None:

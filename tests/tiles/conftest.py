@@ -8,6 +8,7 @@ import pytest
 
 from eosin.slides import Cohort
 from eosin.slides.synthetic import write_slides
+from eosin.tiles import SlideSource, TilePlan, TilesConfig
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +29,8 @@ def cohort(slide_paths: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
         metadata=folder / "patients.csv",
         workers=0,
     )
+
+
+def plan_of(cohort: Cohort, config: TilesConfig, seed: int) -> TilePlan:
+    """The plan of one cohort."""
+    return TilePlan([SlideSource(cohort, config, seed)], seed)

@@ -11,12 +11,14 @@ from eosin.errors import PlanError
 from eosin.slides import Cohort
 from eosin.tiles import TilePlan, TilesConfig, TileStream
 
+from .conftest import plan_of
+
 CONFIG = TilesConfig(size_px=48, mpp=[0.5, 1.0])
 
 
 @pytest.fixture(scope="module")
 def plan(cohort: Cohort) -> TilePlan:
-    return TilePlan.from_cohort(cohort, CONFIG, seed=0)
+    return plan_of(cohort, CONFIG, 0)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +55,18 @@ def test_an_impossible_split_is_refused(plan: TilePlan) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_plan_that_finds_nothing_stops_with_its_line(cohort: Cohort, workers: int) -> None:
+def test_a_plan_that_finds_nothing_stops_with_its_line(
+    cohort: Cohort, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eosin.tiles.plan.MOST_SLIDES", 2)  # worker processes are forked from this one
     whole_slides = TilesConfig(size_px=512, mpp=[1.0], min_foreground=0.1, hsv_share=1.0)
-    plan = TilePlan.from_cohort(cohort, whole_slides, seed=0)
+    plan = plan_of(cohort, whole_slides, 0)
     with pytest.raises(PlanError, match="no tile passes"):
         next(iter(TileStream(plan, 2, workers=workers)))
 
 
 def test_it_counts_what_was_taken_and_what_was_not(cohort: Cohort) -> None:
-    plan = TilePlan.from_cohort(cohort, TilesConfig(size_px=48, mpp=[0.5], hsv_share=0.5), seed=0)
+    plan = plan_of(cohort, TilesConfig(size_px=48, mpp=[0.5], hsv_share=0.5), 0)
     stream = TileStream(plan, 8, steps=4)
     batches = list(stream)
     assert stream.accepted.total() == 32

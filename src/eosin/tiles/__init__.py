@@ -2,8 +2,9 @@
 
 from eosin.tiles.config import MppRange, TilesConfig
 from eosin.tiles.filters import foreground_share, hsv_share
-from eosin.tiles.plan import Address, SlideSource, Source, Tile, TilePlan
-from eosin.tiles.sources import FolderSource
+from eosin.tiles.folder_source import FolderSource
+from eosin.tiles.plan import Address, Source, Tile, TilePlan
+from eosin.tiles.slide_source import SlideSource
 from eosin.tiles.stream import TileBatch, TileStream
 
 __all__ = [

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
+Table = npt.NDArray[np.int32]
 
 # OpenCV's scale: hue 0-180, saturation and value 0-255 (Midnight, Karasikov et al. 2025; same window in Virchow2).
 HSV_LOW = (90, 8, 103)
@@ -19,15 +20,13 @@ def hsv_share(tile: Pixels) -> float:
     return cv2.countNonZero(inside) / inside.size
 
 
-def integral(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Integral image: bool [h, w] -> float64 [h + 1, w + 1], entry (r, c) = number of set pixels above and left."""
-    table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.float64)
-    np.cumsum(np.cumsum(mask, axis=0, dtype=np.float64), axis=1, out=table[1:, 1:])
-    return table
+def integral(mask: npt.NDArray[np.bool_]) -> Table:
+    """Integral image: bool [h, w] -> int32 [h + 1, w + 1], entry (r, c) = number of set pixels above and left."""
+    return np.asarray(cv2.integral(mask.view(np.uint8)), dtype=np.int32)
 
 
 def foreground_share(
-    table: npt.NDArray[np.float64], x: npt.ArrayLike, y: npt.ArrayLike, width: float, height: float
+    table: Table, x: npt.ArrayLike, y: npt.ArrayLike, width: float, height: float
 ) -> npt.NDArray[np.float64]:
     """Exact share of foreground in boxes with corner (x, y) and the given size, all in (fractional) mask pixels.
 
@@ -40,9 +39,7 @@ def foreground_share(
     return area / (width * height)
 
 
-def _sum_to(
-    table: npt.NDArray[np.float64], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _sum_to(table: Table, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Integral of the mask over [0, x) × [0, y): bilinear in the table, exact for a piecewise constant mask."""
     rows, columns = table.shape
     x, y = np.clip(x, 0, columns - 1), np.clip(y, 0, rows - 1)

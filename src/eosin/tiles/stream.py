@@ -7,7 +7,7 @@ order as uint8. Knows nothing of views or models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from eosin.errors import PlanError
+from eosin.errors import EosinError, PlanError
 from eosin.tiles.plan import TilePlan
 
 
@@ -48,11 +48,11 @@ class TileStream:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
-        known_errors: Iterable[tuple[int, int]] = (),
+        known_errors: Mapping[tuple[int, int], int] | None = None,
     ) -> None:
         """batch: tiles of the GLOBAL batch, divisible by `world`; rank r of `world` takes the r-th part of it.
 
-        known_errors: (tile, attempt) pairs of the ledger. Raises PlanError for an impossible split.
+        known_errors: the ledger, see `TilePlan.tile`. Raises PlanError for an impossible split.
         """
         if batch < 1 or batch % world:
             raise PlanError(f"a batch of {batch} tiles cannot be split over {world} processes")
@@ -61,7 +61,7 @@ class TileStream:
         self.accepted: Counter[str] = Counter()
         self.rejections: Counter[str] = Counter()
         self._share = (rank * batch // world, (rank + 1) * batch // world)
-        self._known = frozenset(known_errors)
+        self._known = dict(known_errors or {})
 
     def __iter__(self) -> Iterator[TileBatch]:
         loader = DataLoader(
@@ -69,11 +69,20 @@ class TileStream:
             sampler=_Steps(self.first_step, self.steps),
             batch_size=None,
             num_workers=self.workers,
-            prefetch_factor=4 if self.workers else None,
+            prefetch_factor=2 if self.workers else None,
             worker_init_fn=_quiet_worker if self.workers else None,
         )
-        for item in loader:
-            if isinstance(item, PlanError):
+        batches = iter(loader)
+        while True:
+            try:
+                item = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise PlanError("a reading process died (out of memory?); lower run.workers and start again") from error
+            if isinstance(item, EosinError):
                 raise item
             self.accepted.update(item.names)
             self.rejections.update(item.rejected)
@@ -94,15 +103,17 @@ class _Steps:
 
 
 class _PlanReader(Dataset[Any]):
-    """step -> TileBatch. Runs inside the workers; an impossible plan travels back as a value, so it stays one line."""
+    """step -> TileBatch. Runs inside the workers; a refusal travels back as a value, so it stays one line."""
 
-    def __init__(self, plan: TilePlan, batch: int, share: tuple[int, int], known: frozenset[tuple[int, int]]) -> None:
+    def __init__(
+        self, plan: TilePlan, batch: int, share: tuple[int, int], known: Mapping[tuple[int, int], int]
+    ) -> None:
         self.plan, self.batch, self.share, self.known = plan, batch, share, known
 
-    def __getitem__(self, step: int) -> TileBatch | PlanError:
+    def __getitem__(self, step: int) -> TileBatch | EosinError:
         try:
             tiles = [self.plan.tile(step * self.batch + row, self.known) for row in range(*self.share)]
-        except PlanError as error:
+        except EosinError as error:
             return error
         return TileBatch(
             step=step,

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eosin.errors import ResumeError
+from eosin.errors import OutputError, ResumeError
 from eosin.files import atomic_folder, write_json
 from eosin.runs import RunFolder
 from eosin.training.networks import Networks
@@ -26,26 +27,46 @@ def save_checkpoint(
 ) -> Path:
     """Write the state after `step` optimiser steps. Raises OutputError (disk full …); earlier checkpoints stay."""
     folder = run.checkpoint(step)
-    with atomic_folder(folder) as temporary:
-        save_file(
-            {name: value.contiguous() for name, value in networks.state_dict().items()},
-            temporary / "networks.safetensors",
-        )
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-        write_json(temporary / "state.json", {"step": step, **state})
+    weights = {name: value.contiguous() for name, value in networks.state_dict().items()}
+    try:
+        with atomic_folder(folder) as temporary:
+            save_file(weights, temporary / "networks.safetensors")
+            torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+            write_json(temporary / "state.json", {"step": step, **state})
+    except (SafetensorError, RuntimeError) as error:  # what the two libraries make of a full disk
+        raise OutputError(f"cannot write {folder}: {_line(error)}") from error
     return folder
 
 
 def load_checkpoint(run: RunFolder, step: int, networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Bring networks and optimiser to the state after `step` steps; returns state.json. Raises ResumeError."""
     folder = run.checkpoint(step)
+    weights = _read_weights(folder)
+    expected = {name: value.shape for name, value in networks.state_dict().items()}
+    if expected != {name: value.shape for name, value in weights.items()}:
+        raise ResumeError(f"{folder} does not fit this recipe's networks; give another -o, or --fresh to start anew")
+    networks.load_state_dict(weights)
     try:
-        networks.load_state_dict(load_file(folder / "networks.safetensors"))
         optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    except Exception as error:  # torch and safetensors raise many kinds; the user needs one line
-        raise ResumeError(f"{folder} cannot be read ({error}); delete it to resume from an earlier one") from error
+    except Exception as error:  # torch raises many kinds; the user needs one line
+        raise _unreadable(folder, error) from error
     return state
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / "networks.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> ResumeError:
+    return ResumeError(f"{folder} is damaged ({_line(error)}); move it away to go on from an earlier checkpoint")
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def load_encoder_state(run: RunFolder, step: int | None = None, student: bool = False) -> tuple[int, dict[str, Tensor]]:
@@ -60,7 +81,7 @@ def load_encoder_state(run: RunFolder, step: int | None = None, student: bool = 
     if chosen not in steps:
         raise ResumeError(f"{run.root} has no checkpoint of step {chosen}; there are {', '.join(map(str, steps))}")
     prefix = f"{'student' if student else 'teacher'}.encoder."
-    state = load_file(run.checkpoint(chosen) / "networks.safetensors")
+    state = _read_weights(run.checkpoint(chosen))
     return chosen, {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -69,3 +90,10 @@ def prune_checkpoints(run: RunFolder, keep_last: int, keep_every: int | None) ->
     for step in run.steps()[:-keep_last]:
         if keep_every is None or step % keep_every:
             shutil.rmtree(run.checkpoint(step), ignore_errors=True)
+
+
+def remove_torn_checkpoints(run: RunFolder) -> None:
+    """Remove what a killed save left behind: it never became a checkpoint."""
+    for pattern in (".step_*.tmp", ".step_*.old"):
+        for folder in run.checkpoints.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -35,11 +35,15 @@ def export_run(
         "recipe": recipe.name,
         "recipe_hash": identity["recipe_hash"],
         "cohort_hash": " ".join(identity["cohort_hash"]),
+        "data": "; ".join(identity["data"]),
+        "training": {"tasks": [], "patients": identity["patients"]},
         "mpp": scales if isinstance(scales, list) else [scales.low, scales.high],
         "steps": taken,
         "tiles": taken * recipe.run.batch,
         "start": recipe.start,
     }
+    if recipe.start == "random":
+        info["start_licence"] = "none needed: trained from random weights"
     if scores:
         info["scores"] = scores
     return export_model(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,20 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eosin.errors import EosinError, PlanError, ResumeError, TrainingStopped
+from eosin.errors import EosinError, OutputError, PlanError, ResumeError, TrainingStopped
 from eosin.evaluation.tasks import open_task
+from eosin.features.extract import find_device
 from eosin.files import check_writable, write_json, write_text
 from eosin.optim import Schedules, make_schedules, parameter_groups
 from eosin.optim.schedules import step_count
 from eosin.progress import Bar, progress_bar, say
 from eosin.provenance import versions
 from eosin.runs import RunFolder, append_line, read_lines
-from eosin.tiles import TileBatch, TilePlan, TileStream
-from eosin.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from eosin.tiles import SlideSource, TileBatch, TilePlan, TileStream
+from eosin.training.checkpoint import load_checkpoint, prune_checkpoints, remove_torn_checkpoints, save_checkpoint
 from eosin.training.monitor import MetricsLog, Monitor, Speed, keep_sample, watched_tiles
 from eosin.training.networks import Networks
 from eosin.training.pretrain import draw_step, pretrain_step
-from eosin.training.recipe import Recipe, recipe_text
+from eosin.training.recipe import Recipe, load_recipe, recipe_text
 
 TIMED_STEPS = 4  # steps measured to find how many fit into `run.minutes`
 
@@ -67,13 +69,15 @@ def run_training(
     probes: name → labelled tiles, watched by k-NN. fresh: start anew. accept_changed: go on although recipe or data
     changed. Raises ResumeError, PlanError, DataError, OutputError, TrainingStopped: one line each.
     """
-    folder = RunFolder(check_writable(out))
+    folder = RunFolder(out)
     tasks = {name: open_task(f"{name}={path}") for name, path in (probes or {}).items()}
-    watched = watched_tiles(plan, recipe)
+    plan.check()
+    check_writable(out)
     run = _prepare(recipe, marks, plan, folder, device, fresh, accept_changed)
     if run.step >= run.schedules.steps:
         say(f"{folder.root} is complete: {run.step} steps")
         return folder
+    watched = watched_tiles(plan, recipe)
     keep_sample(watched, recipe, folder)
     monitor = Monitor(recipe, watched.pixels, tasks)
     say(_first_line(run))
@@ -86,9 +90,14 @@ def run_training(
             _loop(run, monitor, log, bar)
         except KeyboardInterrupt:
             raise TrainingStopped(
-                f"stopped at step {run.step}; the same command goes on from the last checkpoint"
+                f"stopped at step {run.step}; the same command goes on from {_last_saved(folder)}"
             ) from None
     return folder
+
+
+def _last_saved(folder: RunFolder) -> str:
+    steps = folder.steps()
+    return f"step {steps[-1]}" if steps else "the start, as no checkpoint was saved yet"
 
 
 def _prepare(
@@ -100,64 +109,79 @@ def _prepare(
     fresh: bool,
     accept_changed: bool,
 ) -> Run:
-    device = torch.device(device_name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    identity = _identity(recipe, plan)
-    if fresh:
-        _clear(folder)
-    known = _known_identity(folder, identity, accept_changed)
-    networks = Networks(recipe).to(device)
+    device = find_device(device_name)
+    identity = _identity(recipe, plan, device)
+    known = None if fresh else _known_identity(folder, identity, accept_changed)
+    saved = [] if known is None else folder.steps()
+    networks = Networks(recipe, with_start_weights=not saved).to(device)
     optimizer = _optimizer(recipe, networks)
-    autocast = _autocast(recipe, device)
-    if known is None:
+    autocast = _autocast(identity["precision"], device)
+    same = known is not None and known["recipe_hash"] == identity["recipe_hash"]
+    identity["steps"] = known["steps"] if known and same else _steps_that_fit(recipe, plan, device, autocast)
+    remove_torn_checkpoints(folder)
+    if saved:
+        state = load_checkpoint(folder, saved[-1], networks, optimizer)
+        say(f"resuming {folder.root} at step {state['step']}")
+    else:
         _clear(folder)
-        identity["steps"] = _steps_that_fit(recipe, plan, device, autocast)
+    if identity != known:
         write_text(folder.recipe, recipe_text(recipe, marks))
         write_json(folder.identity, identity)
-    else:
-        identity = {**identity, "steps": known["steps"]}
     schedules = make_schedules(recipe.optim, identity["steps"], recipe.run.batch)
-    run = Run(recipe, plan, folder, device, networks, optimizer, schedules, autocast, identity)
-    if steps := folder.steps():
-        run.step = load_checkpoint(folder, steps[-1], networks, optimizer)["step"]
-        say(f"resuming {folder.root} at step {run.step}")
-    return run
+    step = saved[-1] if saved else 0
+    return Run(recipe, plan, folder, device, networks, optimizer, schedules, autocast, identity, step)
 
 
-def _identity(recipe: Recipe, plan: TilePlan) -> dict[str, Any]:
+def _identity(recipe: Recipe, plan: TilePlan, device: torch.device) -> dict[str, Any]:
+    """What a run is: hashes of what decides its outcome, where it computes, and what it learns from."""
+    slides = [source.cohort.usable for source in plan.sources if isinstance(source, SlideSource)]
+    patients = [str(name) for table in slides for name in table["patient"].dropna().unique() if str(name)]
     return {
         "recipe_hash": recipe.hash,
         "plan_hash": plan.hash,
-        "cohort_hash": [source.cohort.hash for source in plan.sources if hasattr(source, "cohort")],
+        "cohort_hash": [s.cohort.hash if isinstance(s, SlideSource) else s.hash for s in plan.sources],
         "seed": recipe.run.seed,
+        "device": device.type,
+        "precision": _precision(recipe, device),
+        "data": [source.told for source in plan.sources],
+        "patients": sorted(set(patients)),
         "versions": versions(),
     }
 
 
 def _known_identity(folder: RunFolder, identity: dict[str, Any], accept_changed: bool) -> dict[str, Any] | None:
-    """identity.json of an earlier start that saved a checkpoint. Raises ResumeError where it is another run's."""
-    if not folder.identity.exists() or not folder.steps():
+    """identity.json of an earlier start, None without one.
+
+    Raises ResumeError where it belongs to another recipe, other tiles or another precision, and OutputError where the
+    folder holds what no run of ours wrote.
+    """
+    if not folder.identity.exists():
+        if foreign := folder.own_files():
+            raise OutputError(f"{foreign[0]} is there, but no identity.json beside it; give a new folder with -o")
         return None
     known: dict[str, Any] = json.loads(folder.identity.read_text())
+    if not folder.steps() or accept_changed:
+        return known
     for key, what in (
         ("recipe_hash", "another recipe"),
         ("plan_hash", "other tiles (cohort, filters or reader versions)"),
+        ("precision", "another precision (set run.precision)"),
     ):
-        if known[key] != identity[key] and not accept_changed:
+        if known.get(key) != identity[key]:
             raise ResumeError(
-                f"{folder.root} belongs to {what} ({known[key]}, now {identity[key]}); "
+                f"{folder.root} belongs to {what} ({known.get(key)}, now {identity[key]}); "
                 "choose another -o, or --fresh to start anew, or --accept-changed to go on"
             )
     return known
 
 
 def _clear(folder: RunFolder) -> None:
-    """Remove what an earlier run wrote into the folder, and nothing else."""
-    import shutil
-
-    for path in (folder.checkpoints, folder.tensorboard, folder.pictures):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.identity, folder.metrics, folder.ledger, folder.recipe, folder.report):
-        path.unlink(missing_ok=True)
+    """Remove what an earlier start wrote into the folder, and nothing else."""
+    for path in folder.own_files():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _optimizer(recipe: Recipe, networks: Networks) -> torch.optim.Optimizer:
@@ -173,18 +197,23 @@ def _optimizer(recipe: Recipe, networks: Networks) -> torch.optim.Optimizer:
     )
 
 
-def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+def _precision(recipe: Recipe, device: torch.device) -> str:
     """bf16 where the recipe says so, or by itself where the device multiplies in bf16 (GPUs, CPUs with AMX)."""
+    if recipe.run.precision != "auto":
+        return recipe.run.precision
     fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
-    wanted = recipe.run.precision == "bf16" or (recipe.run.precision == "auto" and fast)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+    return "bf16" if fast else "fp32"
+
+
+def _autocast(precision: str, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def _steps_that_fit(recipe: Recipe, plan: TilePlan, device: torch.device, autocast: torch.autocast) -> int:
     """`run.steps`, or fewer where `run.minutes` is given: measured on throw-away networks, then fixed for the run."""
     if recipe.run.minutes is None:
         return recipe.run.steps
-    networks = Networks(recipe).to(device)
+    networks = Networks(recipe, with_start_weights=False).to(device)
     optimizer = _optimizer(recipe, networks)
     values = make_schedules(recipe.optim, recipe.run.steps, recipe.run.batch).at(0)
     times: list[float] = []
@@ -202,7 +231,8 @@ def _steps_that_fit(recipe: Recipe, plan: TilePlan, device: torch.device, autoca
 def _workers(recipe: Recipe) -> int:
     if recipe.run.workers is not None:
         return recipe.run.workers
-    return max(1, min(16, (os.cpu_count() or 1) // 2))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // 2))
 
 
 def _loop(run: Run, monitor: Monitor, log: MetricsLog, bar: Bar) -> None:
@@ -240,7 +270,7 @@ def _loop(run: Run, monitor: Monitor, log: MetricsLog, bar: Bar) -> None:
 
 def _tiles(run: Run) -> Iterator[TileBatch]:
     """The rest of the run's batches; permanent read errors go into the ledger, which is replayed on resume."""
-    known = [(entry["i"], entry["attempt"]) for entry in read_lines(run.folder.ledger)]
+    known = {(entry["i"], entry["attempt"]): entry["next"] for entry in read_lines(run.folder.ledger)}
     stream = TileStream(
         run.plan,
         run.recipe.run.batch,
@@ -268,10 +298,11 @@ class Window:
         self.bad_step = torch.tensor(-1, device=device)
 
     def add(self, step: int, losses: dict[str, Tensor]) -> None:
-        """Add one step's 0-d tensors; remembers the first step whose loss is not finite."""
+        """Add one step's 0-d tensors; remembers the first step whose loss or gradient is not finite."""
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=self._device)) + value
-        bad = ~torch.isfinite(losses["loss"]) & (self.bad_step < 0)
+        finite = torch.isfinite(losses["loss"]) & torch.isfinite(losses["grad_norm"])
+        bad = ~finite & (self.bad_step < 0)
         self.bad_step = torch.where(bad, torch.tensor(step, device=self._device), self.bad_step)
         self._count += 1
 
@@ -295,7 +326,9 @@ def _stop_non_finite(run: Run, step: int) -> None:
         tiles.append({"i": index, **vars(address)})
     path = run.folder.root / "non_finite_step.json"
     write_json(path, {"step": step, "tiles": tiles})
-    raise TrainingStopped(f"the loss is not finite at step {step}; its {len(tiles)} tiles are listed in {path}")
+    raise TrainingStopped(
+        f"the loss or its gradient is not finite at step {step}; its {len(tiles)} tiles are listed in {path}"
+    )
 
 
 def _first_line(run: Run) -> str:
@@ -309,8 +342,6 @@ def _first_line(run: Run) -> str:
 
 def open_run(path: str | os.PathLike[str]) -> tuple[RunFolder, Recipe, dict[str, Any]]:
     """Folder, recipe and identity of a run. Raises ResumeError where `path` is not a run folder."""
-    from eosin.training.recipe import load_recipe
-
     folder = RunFolder(path)
     if not folder.recipe.exists() or not folder.identity.exists():
         raise ResumeError(f"{Path(path)} is not a run folder: it has no recipe.yaml and identity.json")

@@ -51,12 +51,14 @@ class Branch(nn.Module):
 class Networks(nn.Module):
     """The student, which learns, and the teacher, its moving average; with the centers of DINO v1's targets."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        """Weights are drawn from the recipe's seed; the encoder starts from `recipe.start`. Raises WeightsError."""
+    def __init__(self, recipe: Recipe, with_start_weights: bool = True) -> None:
+        """Weights are drawn from the recipe's seed; the encoder starts from `recipe.start` unless that is left out
+        (a resumed run has its own). Raises WeightsError.
+        """
         super().__init__()
         generator = torch.Generator().manual_seed(recipe.run.seed)
         self.student = Branch(recipe, generator)
-        if recipe.start != "random":
+        if recipe.start != "random" and with_start_weights:
             load_start_weights(self.student.encoder, recipe.start)
         self.teacher = copy.deepcopy(self.student)
         self.teacher.requires_grad_(False)

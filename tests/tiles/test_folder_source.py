@@ -44,6 +44,22 @@ def test_coarser_tiles_cover_more(folder: Path) -> None:
     assert np.diff(tile.pixels[0, :, 0].astype(int)).mean() == pytest.approx(2.0, abs=0.05)
 
 
+@pytest.mark.parametrize("mpp", [1.1, 1.37, 2.0])
+def test_the_scale_is_exact(folder: Path, mpp: float) -> None:
+    plan = TilePlan([FolderSource(str(folder), 1.0, TilesConfig(size_px=40, mpp=[mpp]))], seed=0)
+    for i in range(5):
+        tile = plan.tile(i)
+        across = tile.pixels[20, :, 0].astype(float)
+        assert np.polyfit(np.arange(40), across, 1)[0] == pytest.approx(mpp, abs=0.015)
+        assert across[0] == pytest.approx(tile.address.x + mpp / 2 - 0.5, abs=0.75)
+
+
+def test_equal_tiles_have_equal_addresses(folder: Path) -> None:
+    plan = TilePlan([FolderSource(str(folder), 1.0, TilesConfig(size_px=100, mpp=[1.0]))], seed=0)
+    tiles = [plan.tile(i) for i in range(16)]
+    assert len({tile.address.number for tile in tiles}) == len({tile.pixels.tobytes() for tile in tiles}) <= 4
+
+
 def test_refusals(folder: Path) -> None:
     with pytest.raises(PlanError, match=r"no image gives 4 µm/px"):
         FolderSource(str(folder), 1.0, TilesConfig(size_px=40, mpp=[1.0, 4.0]))
@@ -57,7 +73,7 @@ def test_a_broken_image_is_drawn_again_and_recorded(folder: Path) -> None:
     (folder / "a" / "2.png").write_bytes(b"not an image")
     plan = TilePlan([FolderSource(str(folder), 1.0, TilesConfig(size_px=40, mpp=[1.0]))], seed=0)
     tiles = [plan.tile(i) for i in range(20)]
-    assert all(tile.address.name != "2.png" for tile in tiles)
+    assert all(tile.address.name != "a/2.png" for tile in tiles)
     assert any("2.png is not a readable image" in error["error"] for tile in tiles for error in tile.errors)
 
 

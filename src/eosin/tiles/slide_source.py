@@ -1,0 +1,200 @@
+"""Tiles of a cohort's slides: which slide, where on it, and its pixels.
+
+A position is uniform over all whole level-0 pixels whose tile has enough foreground; slides with so little tissue that
+random tries fail have the passing corners of the mask's own grid listed instead. Knows nothing of batches or filters on
+pixels (plan.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.errors import PlanError, SlideError, SlideGone
+from eosin.progress import say
+from eosin.provenance import hash_of
+from eosin.randomness import Words
+from eosin.slides import Cohort, Slide, open_slide
+from eosin.tiles.config import TilesConfig
+from eosin.tiles.filters import Pixels, Table, foreground_share, integral
+from eosin.tiles.plan import REDRAWS, Address
+
+OPEN_SLIDES = 32  # slides kept open a process
+KEPT_MASKS = 64  # integral images kept a process
+
+
+class SlideSource:
+    """Tiles of a cohort's usable slides. Cheap to send to a worker process: open slides and masks stay behind."""
+
+    def __init__(self, cohort: Cohort, config: TilesConfig, seed: int) -> None:
+        """Raises PlanError where no slide has foreground, or a wanted µm/px is offered by none."""
+        self.cohort = cohort
+        table = cohort.usable
+        self._native = np.maximum(table["mpp_x"].to_numpy(float), table["mpp_y"].to_numpy(float))
+        tissue = table["tissue_mm2"].to_numpy(float)
+        chosen = (tissue > 0) & chosen_patients(table, config.slides, seed)
+        if not chosen.any():
+            raise PlanError(
+                f"{cohort.path}: none of {len(table)} usable slides has foreground; see `eosin index --html`"
+            )
+        order = np.argsort(self._native, kind="stable")
+        self._order = order[chosen[order]]  # usable row numbers, finest first
+        weight = tissue if config.slide_weights == "tissue" else np.ones(len(tissue))
+        self._edges = np.cumsum(weight[self._order])
+        self._sorted_native = self._native[self._order]
+        sides = np.minimum(table["width"] * table["mpp_x"], table["height"] * table["mpp_y"]).to_numpy(float)
+        try:
+            self.config = config.offered_by(float(self._sorted_native[0]), float(sides[self._order].max()))
+        except ValueError as error:
+            raise PlanError(
+                f"{cohort.path}: {error} (finest slide: {self._sorted_native[0]:g} µm/px); "
+                "change tiles.mpp, or set tiles.drop_empty_mpp=true"
+            ) from error
+        used = np.flatnonzero(chosen).tolist() if config.slides < 1 else None
+        self.hash = hash_of([cohort.hash, self.config.model_dump(), used])
+        self._rows = table[["slide_id", "path", "width", "height", "mpp_x", "mpp_y"]].to_dict("records")
+        self._reset()
+
+    def _reset(self) -> None:
+        self._open: OrderedDict[int, Slide] = OrderedDict()
+        self._masks: OrderedDict[int, _Mask] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_open", "_masks")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._reset()
+
+    def __len__(self) -> int:
+        """Number of slides that tiles are drawn from."""
+        return len(self._order)
+
+    @property
+    def told(self) -> str:
+        """See `Source.told`."""
+        tissue = self.cohort.usable["tissue_mm2"].iloc[self._order].sum()
+        return f"{len(self)} slides, {tissue:.3g} mm² of tissue (cohort {self.cohort.hash})"
+
+    def check(self) -> None:
+        """Raises PlanError where no slide is where it was indexed; says how many are missing."""
+        missing = [self._rows[n]["path"] for n in self._order if not Path(self._rows[n]["path"]).exists()]
+        if not missing:
+            return
+        line = f"{len(missing)} of {len(self)} slides are not where they were indexed, first {missing[0]}"
+        if len(missing) == len(self):
+            raise PlanError(f"{self.cohort.path}: {line}; run `eosin index` again")
+        say(f"{self.cohort.path}: {line}")
+
+    def draw(self, seed: int, number: int, index: int, attempt: int) -> Address:
+        """See `Source.draw`."""
+        mpp = self.config.draw_mpp(Words(seed, "mpp", index))
+        fine_enough = int(np.searchsorted(self._sorted_native, mpp * self.config.max_upsample, side="right"))
+        share = float(Words(seed, "slide", index, attempt // REDRAWS).uniform())
+        place = int(np.searchsorted(self._edges[:fine_enough], share * self._edges[fine_enough - 1], side="right"))
+        image = int(self._order[place])
+        position = self._position(image, mpp, Words(seed, "position", index, attempt))
+        size_px = 0 if position is None else self.config.size_px
+        return Address(number, image, self._rows[image]["slide_id"], *(position or (0, 0)), mpp, size_px)
+
+    def _position(self, image: int, mpp: float, words: Words) -> tuple[int, int] | None:
+        """Level-0 corner, uniform over whole pixels whose tile has enough foreground; None where there are none."""
+        row = self._rows[image]
+        side_um = self.config.size_px * mpp
+        room_x = int(row["width"] - math.ceil(side_um / row["mpp_x"]))
+        room_y = int(row["height"] - math.ceil(side_um / row["mpp_y"]))
+        if room_x < 0 or room_y < 0:
+            return None
+        mask = self._mask(image)
+        scale_x, scale_y = row["mpp_x"] / mask.mpp, row["mpp_y"] / mask.mpp
+        side = side_um / mask.mpp
+        for _ in range(4):  # rejection keeps the law exact and needs no table of positions
+            x = words.integers(room_x + 1, 64)
+            y = words.integers(room_y + 1, 64)
+            good = foreground_share(mask.table, x * scale_x, y * scale_y, side, side) >= self.config.min_foreground
+            if good.any():
+                first = int(good.argmax())
+                return int(x[first]), int(y[first])
+        return mask.listed_position(side, scale_x, scale_y, room_x, room_y, self.config.min_foreground, words)
+
+    def read(self, address: Address) -> Pixels:
+        """See `Source.read`."""
+        slide = self._slide(address.image)
+        return slide.region(address.x, address.y, address.size_px, address.mpp, self.config.max_upsample)
+
+    def _slide(self, image: int) -> Slide:
+        if image in self._open:
+            self._open.move_to_end(image)
+            return self._open[image]
+        row = self._rows[image]
+        try:
+            slide = open_slide(row["path"], mpp=row["mpp_x"] if row["mpp_x"] == row["mpp_y"] else None)
+        except SlideError as error:
+            raise SlideGone(str(error)) from error
+        if (slide.width, slide.height) != (row["width"], row["height"]):
+            slide.close()
+            raise SlideGone(f"{row['path']}: is not the file that was indexed; run `eosin index` again")
+        self._open[image] = slide
+        if len(self._open) > OPEN_SLIDES:
+            self._open.popitem(last=False)[1].close()
+        return slide
+
+    def _mask(self, image: int) -> _Mask:
+        if image in self._masks:
+            self._masks.move_to_end(image)
+            return self._masks[image]
+        mask = _Mask(integral(self.cohort.foreground(image)), self.cohort.foreground_mpp(image))
+        self._masks[image] = mask
+        if len(self._masks) > KEPT_MASKS:
+            self._masks.popitem(last=False)
+        return mask
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """Integral image of a slide's foreground and its scale in µm per mask pixel."""
+
+    table: Table
+    mpp: float
+
+    def listed_position(
+        self,
+        side: float,
+        scale_x: float,
+        scale_y: float,
+        room_x: int,
+        room_y: int,
+        least: float,
+        words: Words,
+    ) -> tuple[int, int] | None:
+        """For slides with little tissue: list the corners on the mask's own grid that pass and draw one of them."""
+        x = np.minimum((np.arange(self.table.shape[1] - 1) / scale_x).astype(np.int64), room_x)
+        y = np.minimum((np.arange(self.table.shape[0] - 1) / scale_y).astype(np.int64), room_y)
+        x, y = np.unique(x), np.unique(y)
+        shares = foreground_share(self.table, (x * scale_x)[None, :], (y * scale_y)[:, None], side, side)
+        rows, columns = np.nonzero(shares >= least)
+        if len(rows) == 0:
+            return None
+        pick = int(words.integers(len(rows), 1)[0])
+        return int(x[columns[pick]]), int(y[rows[pick]])
+
+
+def chosen_patients(table: Any, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Rows of the first `share` of patients (slides where there is no patient) in an order fixed by `seed`.
+
+    Nested: the rows of a smaller share are among those of a larger one. table: usable rows of a cohort. bool [n].
+    """
+    if share >= 1.0:
+        return np.ones(len(table), dtype=bool)
+    patients = (
+        table["patient"].where(table["patient"].notna() & (table["patient"] != ""), table["slide_id"]).astype(str)
+    )
+    ranked = sorted(patients.unique(), key=lambda name: hash_of([seed, name]))
+    kept = set(ranked[: max(1, round(share * len(ranked)))])
+    return patients.isin(kept).to_numpy(bool)
