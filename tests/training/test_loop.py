@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eosin.errors import OutputError, ResumeError, TrainingStopped
-from eosin.runs import RunFolder
+from eosin.errors import OutputError, ResumeError, TrainingStopped, WeightsError
+from eosin.runs import RunFolder, read_lines
 from eosin.training import export_run, load_recipe, open_run, train
+from eosin.training.pretrain import pretrain_step
 
 from .conftest import TINY
 
@@ -152,3 +154,80 @@ def test_minutes_shorten_a_run_once_and_for_all(tiles_folder: Path, tmp_path: Pa
     steps = json.loads(run.identity.read_text())["steps"]
     assert 1 <= steps < 5000
     assert run.steps()[-1] == steps
+
+
+def test_only_what_a_run_wrote_is_ever_removed(tiles_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "recipe.yaml").write_text("# mine\n")
+    with pytest.raises(OutputError, match=r"recipe\.yaml is there, but no identity\.json"):
+        run_it(tiles_folder, tmp_path / "own")
+    assert (tmp_path / "own" / "recipe.yaml").read_text() == "# mine\n"
+    run = run_it(tiles_folder, tmp_path / "run")
+    (run.pictures / "mine.jpg").write_bytes(b"x")
+    with pytest.raises(WeightsError, match="start"):
+        run_it(tiles_folder, tmp_path / "run", "start=typo", fresh=True)
+    assert run.steps() == [4, 6]
+    run_it(tiles_folder, tmp_path / "run", "run.steps=2", fresh=True)
+    assert run.steps() == [2]
+    assert (run.pictures / "mine.jpg").exists()
+
+
+def test_accept_changed_goes_on_and_says_so_in_its_files(tiles_folder: Path, tmp_path: Path) -> None:
+    run = run_it(tiles_folder, tmp_path / "run")
+    run_it(tiles_folder, tmp_path / "run", "run.steps=8", accept_changed=True)
+    assert run.steps()[-1] == 8
+    assert open_run(run.root)[1].run.steps == 8
+    run_it(tiles_folder, tmp_path / "run", "run.steps=8")
+    with pytest.raises(ResumeError, match="does not fit this recipe's networks"):
+        run_it(tiles_folder, tmp_path / "run", "encoder.width=48", accept_changed=True)
+
+
+def test_a_torn_line_is_dropped_on_resume(tiles_folder: Path, tmp_path: Path) -> None:
+    run = run_it(tiles_folder, tmp_path / "run")
+    for path in (run.metrics, run.ledger):
+        with open(path, "a") as handle:
+            handle.write('{"step": 6, "lo')
+    run_it(tiles_folder, tmp_path / "run", "run.steps=8", accept_changed=True)
+    assert run.read_metrics()[-1]["step"] == 8
+
+
+def test_a_read_error_is_in_the_ledger_and_survives_repair(tiles_folder: Path, tmp_path: Path) -> None:
+    tiles = tmp_path / "tiles"
+    tiles.mkdir()
+    for path in tiles_folder.iterdir():
+        (tiles / path.name).write_bytes(path.read_bytes())
+    whole = (tiles / "03.png").read_bytes()
+    (tiles / "03.png").write_bytes(whole[:200] + bytes(len(whole) - 200))  # same length: the folder's hash stays
+    run_it(tiles, tmp_path / "a", "run.steps=6")
+    run_it(tiles, tmp_path / "b", "run.steps=6", "run.checkpoint_every=2", "run.keep_last=9")
+    ledger = RunFolder(tmp_path / "b").ledger
+    assert {entry["slide"] for entry in read_lines(ledger)} == {"03.png"}
+    for step in (4, 6):  # as if killed after step 2; then the file is repaired
+        shutil.rmtree(RunFolder(tmp_path / "b").checkpoint(step))
+    (tiles / "03.png").write_bytes(whole)
+    run_it(tiles, tmp_path / "b", "run.steps=6", "run.checkpoint_every=2", "run.keep_last=9")
+    a, b = weights(tmp_path / "a", 6), weights(tmp_path / "b", 6)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_start_file_is_loaded_and_not_needed_again(tiles_folder: Path, tmp_path: Path) -> None:
+    first = run_it(tiles_folder, tmp_path / "first")
+    model = export_run(first.root, tmp_path / "model")
+    start = f"start={model / 'model.safetensors'}"
+    second = run_it(tiles_folder, tmp_path / "second", start, "optim.base_lr=1e-12", "run.steps=1")
+    name = "student.encoder.blocks.0.attn.qkv.weight"
+    taught = weights(first.root, 6)[name.replace("student", "teacher")]
+    assert torch.allclose(weights(second.root, 1)[name], taught, atol=1e-5)
+    shutil.rmtree(model)
+    run_it(tiles_folder, tmp_path / "second", start, "optim.base_lr=1e-12", "run.steps=1")
+
+
+def test_a_bad_gradient_is_never_saved(tiles_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(*arguments: object) -> dict[str, torch.Tensor]:
+        losses = pretrain_step(*arguments)
+        return {**losses, "grad_norm": losses["grad_norm"] * float("nan")}
+
+    monkeypatch.setattr("eosin.training.loop.pretrain_step", poisoned)
+    with pytest.raises(TrainingStopped, match="not finite at step 0"):
+        run_it(tiles_folder, tmp_path / "run", "run.log_every=2")
+    assert RunFolder(tmp_path / "run").steps() == []

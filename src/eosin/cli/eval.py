@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,6 +90,7 @@ def print_results(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]])
     from rich.table import Table
 
     console = Console()
+    names = short_names([*(row["model"] for row in rows), *(row["against"] for row in comparisons)])
     for task in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == task]
         table = Table(title=_title(own[0]), title_justify="left")
@@ -99,12 +101,12 @@ def print_results(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]])
         for protocol in dict.fromkeys(row["protocol"] for row in own):
             for row in (row for row in own if row["protocol"] == protocol):
                 spread = "" if row["run_sd"] is None else f"{row['run_sd']:.3f}"
-                table.add_row(protocol, _short(row["model"]), f"{row['mean']:.3f}", _ends(row), spread)
+                table.add_row(protocol, names[row["model"]], f"{row['mean']:.3f}", _ends(row), spread)
             table.add_section()
         table.add_row("", "chance", f"{own[0]['chance']:.3f}", "", "")
         console.print(table)
     if comparisons:
-        table = Table(title=f"{_short(comparisons[0]['model'])} minus", title_justify="left")
+        table = Table(title=f"{names[comparisons[0]['model']]} minus", title_justify="left")
         for name in ("task", "protocol", "model"):
             table.add_column(name, overflow="fold")
         for name in ("difference", "95 % interval", "p"):
@@ -112,7 +114,7 @@ def print_results(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]])
         for row in comparisons:
             p = "" if row["p"] is None else f"{row['p']:.4f}"
             difference, ends = f"{row['difference']:+.3f}", _ends(row, "+")
-            table.add_row(row["task"], row["protocol"], _short(row["against"]), difference, ends, p)
+            table.add_row(row["task"], row["protocol"], names[row["against"]], difference, ends, p)
         console.print(table)
 
 
@@ -121,9 +123,16 @@ def _title(row: dict[str, Any]) -> str:
     return f"{row['task']}: balanced accuracy on {row['split']}, {row['n']} images, intervals over {over}"
 
 
-def _short(model: str) -> str:
-    """Last part of a path; other names as they are."""
-    return model.rsplit("/", 1)[-1]
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """Each model's shortest trailing part of its path that no other model shares."""
+    whole = list(dict.fromkeys(models))
+    short = {}
+    for model in whole:
+        parts = model.split("/")
+        tails = ("/".join(parts[-n:]) for n in range(1, len(parts) + 1))
+        others = [other for other in whole if other != model]
+        short[model] = next((t for t in tails if not any(f"/{o}".endswith(f"/{t}") for o in others)), model)
+    return short
 
 
 def _ends(row: dict[str, Any], sign: str = "") -> str:

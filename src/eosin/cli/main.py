@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import click
 import typer
 
 from eosin.cli.eval import eval_
@@ -46,10 +47,14 @@ def _version(
 def main() -> None:
     """Run the command line; exit 0 done, 2 refused or bad input (one line), 1 unexpected."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.UsageError as error:
+        verb = f" {error.ctx.info_name}" if error.ctx is not None and error.ctx.parent is not None else ""
+        print(f"eosin: {' '.join(error.format_message().split())}; see eosin{verb} --help", file=sys.stderr)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        print("eosin: stopped; the same command goes on where it can", file=sys.stderr)
+        sys.exit(130)
     except EosinError as error:
         print(f"eosin: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("eosin: stopped; the same command goes on where it can", file=sys.stderr)
-        sys.exit(130)

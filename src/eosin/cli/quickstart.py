@@ -5,6 +5,7 @@ Each stage is the verb of its own name, so the folder it leaves can be gone on w
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,17 +39,29 @@ def quickstart(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew in the same folder.")] = False,
 ) -> None:
     """Make slides (or take yours), index, train a small encoder, probe it, open report.html."""
-    from eosin.files import check_writable
     from eosin.progress import say
 
     started = time.perf_counter()
-    check_writable(out)
+    _check(out, task or [], changes or [])
     cohort = _cohort(out, slides, mpp_csv, fresh)
     run = _train(out, cohort, changes or [], fresh)
-    results, comparisons = _judge(out, task or [], run, fresh)
-    page = _report(out, run, cohort, results, comparisons, _command(slides, mpp_csv, task, out))
+    results, comparisons = _judge(out, task or [], run)
+    command = _command(slides, mpp_csv, task, changes, out)
+    page = _report(out, run, cohort, results, comparisons, command)
     say(f"{(time.perf_counter() - started) / 60:.1f} minutes. Open {page}")
     typer.echo(page)
+
+
+def _check(out: Path, tasks: list[str], changes: list[str]) -> None:
+    """Refuse what would be refused only after minutes: the recipe, the tasks, the folder."""
+    from eosin.evaluation.tasks import open_task
+    from eosin.files import check_writable
+    from eosin.training import load_recipe
+
+    load_recipe("quickstart", changes)
+    for spec in tasks:
+        open_task(spec)
+    check_writable(out)
 
 
 def _cohort(out: Path, slides: list[str] | None, mpp_csv: Path | None, fresh: bool) -> Cohort:
@@ -74,9 +87,7 @@ def _train(out: Path, cohort: Cohort, changes: list[str], fresh: bool) -> RunFol
     return train("quickstart", out / "run", cohort=[str(cohort.path)], set=changes, fresh=fresh)
 
 
-def _judge(
-    out: Path, tasks: list[str], run: RunFolder, fresh: bool
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _judge(out: Path, tasks: list[str], run: RunFolder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Export the model and probe it beside random weights and colour alone; rows and paired differences."""
     import json
 
@@ -122,9 +133,12 @@ def _report(
     )
 
 
-def _command(slides: list[str] | None, mpp_csv: Path | None, task: list[str] | None, out: Path) -> str:
-    words = ["eosin quickstart"]
-    words += [f"--slides {path}" for path in slides or []]
-    words += [f"--mpp-csv {mpp_csv}"] if mpp_csv else []
-    words += [f"--task {spec}" for spec in task or []]
-    return " ".join([*words, f"-o {out}"])
+def _command(
+    slides: list[str] | None, mpp_csv: Path | None, task: list[str] | None, changes: list[str] | None, out: Path
+) -> str:
+    """The words that made this folder, as a shell takes them."""
+    words = ["eosin", "quickstart"]
+    for option, values in (("--slides", slides), ("--task", task), ("--set", changes)):
+        words += [word for value in values or [] for word in (option, value)]
+    words += ["--mpp-csv", str(mpp_csv)] if mpp_csv else []
+    return shlex.join([*words, "-o", str(out)])

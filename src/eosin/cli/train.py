@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from eosin.errors import RecipeError
+
 
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name from `eosin recipes list`, or a .yaml file.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; the same command again resumes.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; the same command again resumes.")] = None,
     cohort: Annotated[
         list[str] | None,
         typer.Option("--cohort", help="FILE from `eosin index`, or NAME=FILE:weight. Repeat."),
@@ -41,6 +43,8 @@ def train(
 
         typer.echo(describe(recipe, cohort or [], tiles or [], mpp, where, changes or []))
         return
+    if out is None:
+        raise RecipeError("give the run folder with -o")
     from eosin.training import train as run
 
     folder = run(

@@ -76,7 +76,7 @@ def evaluate(
     resumes, one that would drop results is refused unless `fresh`. Raises EosinError, one line, before long
     work wherever that is possible.
     """
-    folder, place = ResultsFolder(out, fresh), find_device(device)
+    place = find_device(device)
     protocols = find_protocols(protocol)
     if features is not None:
         if model is not None or tasks or against or baselines:
@@ -88,6 +88,7 @@ def evaluate(
             raise DataError("nothing to judge: give a model and tasks (NAME=PATH), or features")
         opened = _open_tasks(tasks, data, protocols, features=False)
         subjects = _subjects(model, against, baselines, pooling, input_size, weights, random_init, seed)
+    folder = ResultsFolder(out, fresh)
     folder.refuse_others({(t.name, p.id, s.model, s.model_hash) for t in opened for p in protocols for s in subjects})
 
     outcomes: Outcomes = {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ObjectiveConfig(BaseModel):
@@ -28,4 +30,10 @@ class ObjectiveConfig(BaseModel):
     uniformity_weight: float = Field(0.05, ge=0)
     kappa: float = Field(5.0, gt=0, description="concentration of the KDE's kernel")
     mask_probability: float = Field(0.5, ge=0, le=1, description="share of global crops that are masked")
-    mask_ratio: tuple[float, float] = Field((0.1, 0.5), description="share of patches hidden in a masked crop")
+    mask_ratio: tuple[Share, Share] = Field((0.1, 0.5), description="share of patches hidden in a masked crop")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ObjectiveConfig:
+        if self.mask_ratio[0] > self.mask_ratio[1]:
+            raise ValueError(f"mask_ratio {self.mask_ratio}: give the smaller share first")
+        return self

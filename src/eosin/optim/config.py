@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from eosin.optim.schedules import SchedulesConfig
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(SchedulesConfig):
@@ -14,7 +16,7 @@ class OptimConfig(SchedulesConfig):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="learning-rate factor from layer to layer, towards the input"

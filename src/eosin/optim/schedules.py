@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 FloatArray = npt.NDArray[np.float64]
-Steps = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")]
+Steps = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(100|\d{1,2}(\.\d+)?)%$")]
 """A number of steps, or a share of the run such as "10%"."""
 
 

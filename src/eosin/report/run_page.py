@@ -50,7 +50,7 @@ def write_run_report(
     folder, OutputError where `out` cannot be written.
     """
     run = run if isinstance(run, RunFolder) else RunFolder(run)
-    if not run.root.is_dir():
+    if not any(path.exists() for path in (run.recipe, run.identity, run.metrics)):
         raise DataError(f"no run folder {run.root}; give the folder that `eosin train -o` wrote")
     captions = captions or {}
     record = read_record(run)

@@ -8,7 +8,7 @@ time) and stated µm/px are the same, from the journal and from the finished coh
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -83,6 +83,7 @@ def index_slides(
     stated_mpp = read_mpp(mpp_csv)
     own = read_metadata(metadata, taken=[name for name in COLUMNS if name not in ("patient", "site", "stain")])
     slides = name_slides(find_slides(paths, exclude, set(stated_mpp)))
+    _check_target(target, slides.values())
     mpp_of = match_names(stated_mpp, slides, mpp_csv)
     own_of = match_names(own, slides, metadata)
     jobs = [_job(slide_id, path, mpp_of.get(slide_id)) for slide_id, path in slides.items()]
@@ -103,6 +104,19 @@ def index_slides(
         write_page(cohort, html)
     _tell(cohort, strict)
     return cohort
+
+
+def _check_target(target: Path, slides: Iterable[PathLike]) -> None:
+    """The cohort file must be a new one or an earlier cohort; says which of its slides are not among the given ones."""
+    if not target.exists():
+        return
+    try:
+        known = Cohort.read(target).table["path"]
+    except CohortError as error:
+        raise OutputError(f"{target} is there and is not a cohort; give another -o") from error
+    given = {str(Path(path).resolve()) for path in slides}
+    if left := [path for path in known if str(Path(path).resolve()) not in given]:
+        say(f"{target}: {_count(len(left), 'slide')} of the earlier cohort not given now, left out, first {left[0]}")
 
 
 def read_all(jobs: Sequence[Job], workers: int | None) -> Iterator[tuple[Job, Row]]:

@@ -195,6 +195,10 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown key {key}; known keys there: {', '.join(_known_keys(parts[:-1]))}{more}"
     if problem["type"] == "missing":
         return f"{key} is missing{more}"
+    if key == "tiles.mpp":
+        return "tiles.mpp: write a list such as [0.5, 1.0], or {low: 0.25, high: 2.0, law: uniform}"
+    if problem["type"] == "model_type":
+        return f"{key} is a group of values: {', '.join(_known_keys(parts))}{more}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {message}{more}" if key else f"{message}{more}"
 

@@ -56,10 +56,15 @@ def tile_plan(
         raise RecipeError("give slides with --cohort FILE (from `eosin index`) or tiles with --tiles DIR --mpp X")
     if tiles and mpp is None:
         raise DataError("--tiles needs --mpp, the µm/px of those tiles")
+    if mpp is not None and not tiles:
+        raise DataError("--mpp states the scale of --tiles; the wanted scales are the recipe's: --set tiles.mpp=[0.5]")
+    if where and not cohort:
+        raise CohortError("--where chooses slides of a --cohort; there is none")
     sources: list[Source] = []
     weights: list[float] = []
     for entry in cohort:
-        path, weight = _weighted(entry.partition("=")[2] or entry)
+        name, _, named = entry.partition("=")
+        path, weight = _weighted(named if named and "/" not in name else entry)
         loaded = Cohort.read(path)
         if skipped := len(loaded.table) - len(loaded.usable):
             say(f"{path}: {skipped} of {len(loaded.table)} slides are skipped because they could not be indexed")

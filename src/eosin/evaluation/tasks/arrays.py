@@ -53,7 +53,8 @@ def _samples(name: str, path: Path, key: str, array: npt.NDArray[Any]) -> ImageA
         return ImageArray(array)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating) or not array.size:
         raise DataError(f"task {name}: features in {path} must be float [N, D], found {array.dtype} {array.shape}")
-    features = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+        features = array.astype(np.float32)
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
         raise DataError(f"task {name}: features in {path} hold NaN or infinite values, first in row {row}")
@@ -64,6 +65,9 @@ def _labels(
     name: str, path: Path, labels: npt.NDArray[Any], class_names: npt.NDArray[Any] | None
 ) -> tuple[list[str], list[str] | None]:
     """Class name of each sample, and all class names where the file gives them."""
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        row = int(np.flatnonzero(~np.isfinite(labels))[0])
+        raise DataError(f"task {name}: label of row {row} in {path} is {labels[row]}; every sample needs a label")
     if class_names is None or labels.dtype.kind in "US":
         return _words(labels), None if class_names is None else _words(class_names)
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(class_names):
