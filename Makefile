@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## the whole way on procedural slides: demo/report.html in about six minutes
+demo: $(STAMP)  ## the whole way on procedural slides: demo/report.html in about five minutes
 	$(BIN)/eosin quickstart -o demo
 
 test: $(STAMP)  ## lint, types, import contract, tests
