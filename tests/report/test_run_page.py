@@ -169,8 +169,11 @@ def test_page_says_what_was_measured(run: RunFolder, cohort: Cohort, tmp_path: P
     assert "out/model" not in page.text
 
 
-def test_empty_folder_gives_reasons(tmp_path: Path) -> None:
+def test_a_run_that_has_just_begun_gives_reasons(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
+    with pytest.raises(DataError, match="no run folder"):
+        write_run_report(tmp_path / "new", tmp_path / "report.html")
+    (tmp_path / "new" / "metrics.jsonl").write_text("")
     page = Page(write_run_report(tmp_path / "new", tmp_path / "report.html"))
     assert page.sections == {"missing"}
     for title in ("Curves", "Probe", "Tiles", "Views", "Patch tokens", "Nearest neighbours", "Slides"):
