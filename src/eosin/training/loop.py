@@ -69,6 +69,8 @@ def run_training(
     probes: name → labelled tiles, watched by k-NN. fresh: start anew. accept_changed: go on although recipe or data
     changed. Raises ResumeError, PlanError, DataError, OutputError, TrainingStopped: one line each.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingStopped("this version trains in one process; start it without torchrun")
     folder = RunFolder(out)
     tasks = {name: open_task(f"{name}={path}") for name, path in (probes or {}).items()}
     plan.check()

@@ -68,7 +68,7 @@ def pretrain_step(
 ) -> dict[str, Tensor]:
     """One optimiser step. values: the row of `Schedules` for this step. Returns 0-d loss tensors on the device.
 
-    Nothing here waits for the device, so the caller decides when to read the losses.
+    Nothing is read back from the device here, so the caller decides when to wait for the losses.
     """
     goal, views = recipe.objective, recipe.views
     student, teacher = networks.student, networks.teacher
@@ -98,21 +98,14 @@ def pretrain_step(
         patch_logits = student.ibot(out[0].patches.flatten(0, 1)[hidden]) if student.ibot is not None else None
 
     # 4. Losses, in fp32.
-    global_logits, local_logits = logits[: g * b].unflatten(0, (g, b)), logits[g * b :].unflatten(0, (-1, b))
-    pairs = g * len(local_logits) + g * (g - 1)
     losses = {
-        "loss/dino_global": view_pairs(global_logits, dino_target, goal.student_temperature, skip_same_view=True)
-        / pairs,
-        "loss/dino_local": view_pairs(local_logits, dino_target, goal.student_temperature) / pairs,
+        **dino_losses(logits, dino_target, b, goal),
+        **ibot_loss(patch_logits, ibot_target, patch_weight, g * b, goal),
+        **uniformity_loss(out[0].cls.unflatten(0, (g, b)), torch.from_numpy(tiles.address).to(device), goal),
     }
-    loss = goal.dino_weight * (losses["loss/dino_global"] + losses["loss/dino_local"])
-    if patch_logits is not None and ibot_target is not None:
-        losses["loss/ibot"] = masked_patches(patch_logits, ibot_target, patch_weight, g * b, goal.student_temperature)
-        loss = loss + goal.ibot_weight * losses["loss/ibot"]
-    if goal.uniformity != "none":
-        address = torch.from_numpy(tiles.address).to(device)
-        losses["loss/uniformity"] = uniformity(out[0].cls.unflatten(0, (g, b)), address, goal)
-        loss = loss + goal.uniformity_weight * values["uniformity_ramp"] * losses["loss/uniformity"]
+    spread = values["uniformity_ramp"] * goal.uniformity_weight
+    weights = {"loss/ibot": goal.ibot_weight, "loss/uniformity": spread}
+    loss = torch.stack([weights.get(name, goal.dino_weight) * value for name, value in losses.items()]).sum()
 
     # 5. One backward, clip, AdamW; the teacher follows.
     optimizer.zero_grad(set_to_none=True)
@@ -120,10 +113,7 @@ def pretrain_step(
     grad_norm = clip_gradients(student.parts, recipe.optim.clip, recipe.optim.clip_by)
     optimizer.step()
     update_teacher(teacher, student, values["momentum"])
-    if goal.targets == "centering":
-        networks.dino_center.copy_(update_center(networks.dino_center, dino_logits, goal.center_momentum))
-        if ibot_logits is not None:
-            networks.ibot_center.copy_(update_center(networks.ibot_center, ibot_logits, goal.center_momentum))
+    move_centers(networks, dino_logits, ibot_logits, goal)
     return {name: value.detach() for name, value in {"loss": loss, **losses, "grad_norm": grad_norm}.items()}
 
 
@@ -134,10 +124,43 @@ def targets(logits: Tensor, center: Tensor, goal: ObjectiveConfig, temperature: 
     return centering(logits, center, temperature)
 
 
-def uniformity(cls: Tensor, address: Tensor, goal: ObjectiveConfig) -> Tensor:
+def move_centers(networks: Networks, dino: Tensor, ibot: Tensor | None, goal: ObjectiveConfig) -> None:
+    """After a step, the centers of DINO v1's targets follow the teacher's logits [N, K]; Sinkhorn has none."""
+    if goal.targets == "sinkhorn":
+        return
+    networks.dino_center.copy_(update_center(networks.dino_center, dino, goal.center_momentum))
+    if ibot is not None:
+        networks.ibot_center.copy_(update_center(networks.ibot_center, ibot, goal.center_momentum))
+
+
+def dino_losses(logits: Tensor, target: Tensor, tiles: int, goal: ObjectiveConfig) -> dict[str, Tensor]:
+    """Cross-entropy of every student view against every other teacher view, divided by the number of pairs.
+
+    logits: [(G+L)·B, K] of the student's globals, then locals; target: [G, B, K]; tiles: B.
+    """
+    g = len(target)
+    student = logits.unflatten(0, (-1, tiles))  # [G+L, B, K]
+    pairs = g * (len(student) - g) + g * (g - 1)
+    crossed = view_pairs(student[:g], target, goal.student_temperature, skip_same_view=True)
+    small = view_pairs(student[g:], target, goal.student_temperature)
+    return {"loss/dino_global": crossed / pairs, "loss/dino_local": small / pairs}
+
+
+def ibot_loss(
+    logits: Tensor | None, target: Tensor | None, patch_weight: Tensor, crops: int, goal: ObjectiveConfig
+) -> dict[str, Tensor]:
+    """The masked patches' term ([P, K] each; `crops`: global crops, masked or not); nothing without an iBOT head."""
+    if logits is None or target is None:
+        return {}
+    return {"loss/ibot": masked_patches(logits, target, patch_weight, crops, goal.student_temperature)}
+
+
+def uniformity_loss(cls: Tensor, address: Tensor, goal: ObjectiveConfig) -> dict[str, Tensor]:
     """The recipe's uniformity term summed over the global views. cls: [G, B, D] before the head; address: [B]."""
+    if goal.uniformity == "none":
+        return {}
     terms = [kde(view, goal.kappa, address) if goal.uniformity == "kde" else koleo(view) for view in cls]
-    return torch.stack(terms).sum()
+    return {"loss/uniformity": torch.stack(terms).sum()}
 
 
 def hidden_patches(masks: npt.NDArray[np.bool_] | None, device: torch.device) -> tuple[Tensor, Tensor]:
