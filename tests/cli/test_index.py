@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import cv2
@@ -10,8 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from eosin.cli.main import main
 from eosin.slides import Cohort
+
+from .command import eosin
 
 
 @pytest.fixture
@@ -28,18 +28,6 @@ def slides(tmp_path: Path) -> Path:
     (folder / "text.svs").write_text("no slide")
     (tmp_path / "mpp.csv").write_text("slide,mpp\na.tif,2.0\nb.tif,2.0\n")
     return folder
-
-
-def eosin(*words: object) -> int:
-    """Exit code of the command line."""
-    argv, sys.argv = sys.argv, ["eosin", *map(str, words)]
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    finally:
-        sys.argv = argv
-    return 0
 
 
 def test_index_with_everything(tmp_path, slides: Path, capfd) -> None:

@@ -13,7 +13,7 @@ import torch
 import eosin
 from eosin.slides import Cohort
 
-from .test_train import eosin as command
+from .command import eosin as command
 
 SHORT = ("--set", "run.minutes=null", "--set", "run.steps=6", "--set", "run.monitor_tiles=32", "--set", "run.workers=0")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import cv2
@@ -10,19 +9,8 @@ import numpy as np
 import pytest
 
 from eosin import __version__
-from eosin.cli.main import main
 
-
-def eosin(*words: object) -> int:
-    """Exit code of the command line."""
-    argv, sys.argv = sys.argv, ["eosin", *map(str, words)]
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    finally:
-        sys.argv = argv
-    return 0
+from .command import eosin
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ then centre crop, then mean and std. Opens no files (load.py does), keeps nothin
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -31,7 +32,7 @@ class Features(NamedTuple):
     patches: Tensor
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """A frozen encoder with all that is needed to use it and to say later which one it was.
 
     `input_size`: side of the square that the network sees, px; None = the tile as it is. `mpp`: µm/px that it
@@ -93,9 +94,9 @@ class Encoder(nn.Module):
         """
         return self.features(self._prepare(pixels)).patches.float()
 
+    @abstractmethod
     def features(self, images: Tensor) -> Features:
         """Class token and patch tokens of normalised images [B, 3, S, S], after the final norm."""
-        raise NotImplementedError
 
     def _vector(self, features: Features) -> Tensor:
         """The tile's vector [B, dim] by `pooling`."""

@@ -26,6 +26,7 @@ from eosin.tiles.filters import Pixels, Table, foreground_share, integral
 from eosin.tiles.plan import REDRAWS, Address
 
 OPEN_SLIDES = 32  # slides kept open a process
+OPEN_IMAGES = 8  # of them plain images, which hold all their pixels in memory
 KEPT_MASKS = 64  # integral images kept a process
 
 
@@ -141,7 +142,10 @@ class SlideSource:
             slide.close()
             raise SlideGone(f"{row['path']}: is not the file that was indexed; run `eosin index` again")
         self._open[image] = slide
-        if len(self._open) > OPEN_SLIDES:
+        images = [number for number, opened in self._open.items() if opened.reader == "image"]
+        if len(images) > OPEN_IMAGES:
+            self._open.pop(images[0]).close()
+        elif len(self._open) > OPEN_SLIDES:
             self._open.popitem(last=False)[1].close()
         return slide
 
