@@ -88,3 +88,10 @@ def test_version_and_export(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr().out.strip() == __version__
     assert "is not a run folder" in refused(capfd, "export", tmp_path, "-o", tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_wrong_calls_are_one_line_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "No such command 'foo'" in refused(capfd, "foo")
+    assert "Missing" in refused(capfd, "train")
+    assert "--nope" in refused(capfd, "index", tmp_path, "--nope")
+    assert "'--mpp'" in refused(capfd, "train", "quickstart", "--mpp", "many")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import click
 import typer
 
 from eosin.cli.eval import eval_
@@ -44,15 +43,22 @@ def _version(
         raise typer.Exit
 
 
+# Click's error for a wrong call: newer typers carry their own copy of click, so it is taken from typer itself.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
 def main() -> None:
     """Run the command line; exit 0 done, 2 refused or bad input (one line), 1 unexpected."""
     try:
         sys.exit(app(standalone_mode=False) or 0)
-    except click.UsageError as error:
-        verb = f" {error.ctx.info_name}" if error.ctx is not None and error.ctx.parent is not None else ""
-        print(f"eosin: {' '.join(error.format_message().split())}; see eosin{verb} --help", file=sys.stderr)
+    except UsageError as error:
+        said = error.format_message() if hasattr(error, "format_message") else str(error)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(said, file=sys.stderr)
+        else:
+            print(f"eosin: {' '.join(said.split())}; see --help", file=sys.stderr)
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("eosin: stopped; the same command goes on where it can", file=sys.stderr)
         sys.exit(130)
     except EosinError as error:

@@ -7,6 +7,7 @@ their density fields are print resolutions.
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from pathlib import Path
@@ -20,6 +21,9 @@ from PIL import Image
 from eosin.errors import SlideError
 from eosin.slides.reader import Level, Slide, mpp_of_resolution
 from eosin.slides.resample import Pixels
+
+# A damaged file is told of in our one line; tifffile would log lines of its own before it.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 MAX_PIXELS = 178_956_970  # above this Pillow itself takes a file for a decompression bomb
 _SMALLEST_SIDE = 256
