@@ -56,3 +56,7 @@ class OutputError(EosinError):
 
 class TrainingStopped(EosinError):
     """A run that stopped itself: non-finite loss or another alarm that is set to stop."""
+
+
+class Interrupted(TrainingStopped):
+    """A run that somebody stopped: Ctrl-C or a signal. The same command goes on."""

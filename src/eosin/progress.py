@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,28 +35,41 @@ class _Quiet:
 
 
 class _Rich:
-    def __init__(self, progress: Progress, unit: str, total: float | None) -> None:
+    def __init__(self, progress: Progress, title: str, unit: str, total: float | None) -> None:
         self._progress = progress
         self._unit = unit
-        self._task = progress.add_task("", total=total, rate="", note="")
+        self._task = progress.add_task(title, total=total, rate="", note="")
+
+    def remove(self) -> None:
+        self._progress.remove_task(self._task)
 
     def advance(self, count: float = 1, note: str = "") -> None:
         self._progress.advance(self._task, count)
-        task = self._progress.tasks[0]
+        task = next(task for task in self._progress.tasks if task.id == self._task)
         speed = task.speed or 0.0
         rate = f"{speed:.1f} {self._unit}/s" if speed >= 1 or speed == 0 else f"{1 / speed:.1f} s/{self._unit}"
         self._progress.update(self._task, rate=rate, note=note or task.fields["note"])
 
 
+_shown: list[Progress] = []  # the display that is live, if any
+
+
 @contextmanager
 def progress_bar(title: str, total: float | None, unit: str) -> Iterator[Bar]:
-    """A bar for `total` items called `unit`; silent where stderr is not a terminal."""
-    if not sys.stderr.isatty():
+    """A bar for `total` items called `unit`; one inside another is a line more. Silent where stderr is no terminal."""
+    if not sys.stderr.isatty() or not _speaks():
         yield _Quiet()
+        return
+    if _shown:
+        inner = _Rich(_shown[0], title, unit, total)
+        try:
+            yield inner
+        finally:
+            inner.remove()
         return
     columns = (
         SpinnerColumn(),
-        TextColumn(title),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -64,9 +78,18 @@ def progress_bar(title: str, total: float | None, unit: str) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        yield _Rich(progress, unit, total)
+        _shown.append(progress)
+        try:
+            yield _Rich(progress, title, unit, total)
+        finally:
+            _shown.clear()
 
 
 def say(line: str) -> None:
-    """One line for the person at the terminal, on stderr."""
-    console.print(line, markup=False, soft_wrap=True)
+    """One line for the person at the terminal, on stderr; of several processes (torchrun) the first one speaks."""
+    if _speaks():
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,6 +1,6 @@
 """The layout of the folders that eosin writes, in one place.
 
-RUN/recipe.yaml, metrics.jsonl, ledger.jsonl, checkpoints/step_00001234/, tensorboard/, pictures/.
+RUN/recipe.yaml, metrics.jsonl, alarms.jsonl, ledger.jsonl, checkpoints/step_00001234/, tensorboard/, pictures/.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 from eosin.errors import DataError, OutputError
 from eosin.files import PathLike, write_text
 
+ATTENTION = ("attention_first", "attention_latest")
+"""Names of the attention maps in pictures/ (`training/attention.py`)."""
+
 
 class RunFolder:
     """Paths and small records of one training run."""
@@ -22,7 +25,9 @@ class RunFolder:
         self.recipe = self.root / "recipe.yaml"
         self.identity = self.root / "identity.json"
         self.metrics = self.root / "metrics.jsonl"
+        self.alarms = self.root / "alarms.jsonl"
         self.ledger = self.root / "ledger.jsonl"
+        self.loggers = self.root / "loggers.json"
         self.checkpoints = self.root / "checkpoints"
         self.tensorboard = self.root / "tensorboard"
         self.pictures = self.root / "pictures"
@@ -34,7 +39,8 @@ class RunFolder:
 
     def own_files(self) -> list[Path]:
         """Files and folders in it that only a run writes: what `--fresh` removes."""
-        files = [self.identity, self.metrics, self.ledger, self.recipe, self.report, self.pictures / "sample.npz"]
+        files = [self.identity, self.metrics, self.alarms, self.ledger, self.loggers, self.recipe, self.report]
+        files += [self.pictures / f"{name}.npz" for name in ("sample", *ATTENTION)]
         found = [path for path in files if path.exists()]
         found += [folder for folder in self.checkpoints.glob("step_*") if (folder / "state.json").exists()]
         return found + sorted(self.tensorboard.glob("events.out.tfevents*"))

@@ -7,8 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from eosin import __version__
+from eosin.training import shipped_recipes
 
 from .command import eosin
 
@@ -68,12 +70,30 @@ def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path, capfd: p
     told = capfd.readouterr().out
     for fact in ("encoder 5.5 M", "300 of 32 tiles", "1 images of 0.5 µm/px", "µm/px         0.5, 1, 2", "first tile"):
         assert fact in told
+    assert "not checked" not in told
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_needs_no_slides(capfd: pytest.CaptureFixture[str]) -> None:
+    assert eosin("train", "midnight-12k", "--dry-run", "--gpu", "H100", "--gpus", 32) == 0
+    told = capfd.readouterr().out
+    for fact in ("FLOPs a tile  7,554 GF", "on 32 x H100", "assumed, not measured", "tiles not checked"):
+        assert fact in told
+    assert "--gpu A99: not known" in refused(capfd, "train", "quickstart", "--dry-run", "--gpu", "A99")
+    assert "processes" in refused(capfd, "train", "quickstart", "--dry-run", "--gpus", 3)
+    assert "are for --dry-run" in refused(capfd, "train", "quickstart", "-o", "nowhere", "--gpus", 2)
+    assert "give slides with --cohort" in refused(capfd, "train", "quickstart", "--dry-run", "--mpp", 0.5)
 
 
 def test_recipes_are_listed_and_shown(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert eosin("recipes", "list") == 0
-    assert "midnight-12k" in capfd.readouterr().out
+    head, *rows = capfd.readouterr().out.splitlines()
+    assert head.split()[:2] == ["name", "encoder"]
+    assert len(rows) == len(shipped_recipes())
+    line = next(row for row in rows if row.startswith("midnight-8gpu "))
+    assert "  ViT-g/14 reg4  384 x 137,500" in line
+    at = head.index("start")
+    assert all(row[at - 1] == " " != row[at] for row in rows), "columns stand under each other"
     assert eosin("recipes", "show", "midnight-12k", "--set", "run.batch=96") == 0
     text = capfd.readouterr().out
     assert "batch: !U 96" in text
@@ -81,6 +101,10 @@ def test_recipes_are_listed_and_shown(capfd: pytest.CaptureFixture[str], tmp_pat
     (tmp_path / "own.yaml").write_text(text)
     assert eosin("recipes", "show", tmp_path / "own.yaml") == 0
     assert capfd.readouterr().out == text
+    assert eosin("recipes", "show", "midnight-12k", "--plain") == 0
+    plain = capfd.readouterr().out
+    assert "!" not in plain
+    assert yaml.safe_load(plain)["tiles"]["mpp"] == [0.25, 0.5, 1.0, 2.0]
 
 
 def test_version_and_export(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from eosin.errors import OutputError, WeightsError
 from eosin.features import export_model, load_model
-from eosin.models import EncoderConfig, ViT
+from eosin.models import EncoderConfig, ViT, open_start
 
 SIZE_PX = 64
 HALF = [0.5, 0.5, 0.5]
+ROTARY = {"positions": "rotary", "norm_eps": 1e-5}
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -25,6 +27,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "swiglu": {"ffn": "swiglu", "layer_scale": 0.5},
     "offset rule": {"interpolation": "offset"},
     "offset rule, same grid": {"interpolation": "offset", "grid": 8},
+    "no qkv bias": {"qkv_bias": "none"},
+    "rotary": {**ROTARY, "registers": 4, "layer_scale": 0.5, "qkv_bias": "no_key"},
+    "rotary, key bias": {**ROTARY},
+    "rotary, swiglu": {**ROTARY, "registers": 1, "ffn": "swiglu", "mlp_ratio": 6.0, "qkv_bias": "none"},
 }
 
 
@@ -69,6 +75,20 @@ def test_timm_opens_the_folder_with_equal_outputs(kind: str, tmp_path: Path, pix
     data = timm.data.resolve_data_config(model=theirs)
     assert tuple(data["input_size"]) == (3, SIZE_PX, SIZE_PX)
     assert list(data["mean"]) == list(data["std"]) == HALF
+
+
+def test_what_timm_has_no_model_for_says_so(tmp_path: Path, pixels: torch.Tensor) -> None:
+    vit = make_vit(positions="rotary", norm_eps=1e-4)
+    folder = export(vit, tmp_path / "model")
+    torch.testing.assert_close(load_model(folder).embed(pixels), vit([normalised(pixels)])[0].cls, atol=1e-5, rtol=0)
+    config = json.loads((folder / "config.json").read_text())
+    assert "architecture" not in config
+    assert "norm_eps 1e-05, this encoder 0.0001" in config["eosin"]["timm"]
+    card = (folder / "README.md").read_text()
+    assert config["eosin"]["timm"] in card
+    assert "timm.create_model" not in card
+    assert "library_name: eosin" in card
+    assert "timm.create_model" in (export(make_vit(), tmp_path / "other") / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
@@ -143,9 +163,83 @@ def test_exchanged_or_broken_weights_are_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
         load_model(folder)
-    (folder / "config.json").write_text('{"eosin": {"encoder": {"width": 48}}}')
-    with pytest.raises(WeightsError, match=r"config\.json is not a model description"):
+
+
+DAMAGE: list[tuple[dict[str, Any], str]] = [
+    ({"encoder": None}, "eosin.encoder"),
+    ({"encoder": {"width": 48}}, "eosin.encoder.depth: Field required"),
+    ({"encoder.width": 47}, "width 47 is not divisible by 3 heads"),
+    ({"encoder.width": 96}, "these weights have width 48; the encoder has width 96"),
+    ({"encoder.width": 3 * 10**12}, "have width 48"),
+    ({"encoder.depth": 10**9}, "have depth 3"),
+    ({"encoder.grid": 10**6}, "encoder.grid 1000000, its position table 6"),
+    ({"encoder.mlp_ratio": float("inf")}, "eosin.encoder.mlp_ratio"),
+    ({"encoder.positions": "rotary"}, "have positions table"),
+    ({"encoder.colour": 1}, "eosin.encoder.colour: Extra inputs"),
+    ({"input_size": 0}, "eosin.input_size"),
+    ({"input_size": "large"}, "eosin.input_size"),
+    ({"mean": [0.5]}, "eosin.mean"),
+    ({"mean": "grey"}, "eosin.mean"),
+    ({"std": [0.5, 0.5, 0]}, "eosin.std.2: Input should be greater than 0"),
+    ({"std": [0.5, 0.5, float("nan")]}, "eosin.std.2"),
+    ({"pooling": "max"}, "eosin.pooling"),
+    ({"pooling": ["cls"]}, "eosin.pooling"),
+    ({"mpp": "fine"}, "eosin.mpp"),
+    ({"training": ["colon"]}, "eosin.training"),
+    ({"name": 3}, "eosin.name"),
+    ({"model_hash": None}, "eosin.model_hash"),
+    ({"model_hash": "0"}, "is not the file"),
+]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(make_vit(), tmp_path_factory.mktemp("sound") / "model")
+
+
+@pytest.mark.parametrize(("changes", "said"), DAMAGE, ids=[said for _, said in DAMAGE])
+def test_damaged_descriptions_are_one_line(changes: dict[str, Any], said: str, sound: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
+        at = config["eosin"]
+        *path, last = key.split(".")
+        for part in path:
+            at = at[part]
+        at[last] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    for opened_by in (load_model, open_start):
+        with pytest.raises(WeightsError) as caught:
+            opened_by(str(folder))
+        assert said in str(caught.value)
+        assert str(folder) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_input_size_that_is_no_multiple_of_the_patch_is_refused(sound: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "model"))
+    text = (folder / "config.json").read_text().replace('"input_size": 64', '"input_size": 63')
+    (folder / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match="63 px is not a multiple of the patch size 8 px"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"eosin": 3}', '{"eosin": []}', '{"eosin": {', "\udcff"])
+def test_what_is_no_description_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(WeightsError, match=r"config\.json is not a model description"):
+        load_model(tmp_path)
+
+
+def test_a_damaged_position_table_is_one_line(tmp_path: Path) -> None:
+    folder = export(make_vit(interpolation="offset"), tmp_path / "model")
+    for content in (b"", b"nothing", (folder / "position.npy").read_bytes()[:500], None):
+        (folder / "position.npy").unlink()
+        if content is not None:
+            (folder / "position.npy").write_bytes(content)
+        with pytest.raises(WeightsError, match=r"position\.npy: is missing or damaged"):
+            load_model(folder)
+        (folder / "position.npy").touch()
 
 
 def test_impossible_exports_leave_nothing(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_prototypes_are_weight_normed() -> None:
     twin.parametrizations.weight.original0.data.copy_(head.last_layer.weight_g)
     twin.parametrizations.weight.original1.data.copy_(head.last_layer.weight_v)
     x, y = (torch.randn(7, 16, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
-    a, b = head.last_layer(x), twin(y)
+    a, b = x @ head.last_layer().T, twin(y)
     torch.testing.assert_close(a, b)
     a.pow(2).sum().backward()
     b.pow(2).sum().backward()
@@ -42,12 +42,12 @@ def test_head_equals_its_formula(layers: int) -> None:
         y = F.gelu(y) if n < layers - 1 else y
     v = head.last_layer.weight_v
     wanted = (y / y.norm(dim=1, keepdim=True)) @ (v / v.norm(dim=1, keepdim=True)).T
-    torch.testing.assert_close(head(x), wanted, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(head(x).logits(), wanted, atol=1e-6, rtol=1e-5)
 
 
 def test_logits_are_cosines_at_the_start() -> None:
     head = ProjectionHead(24, 500, hidden=32, bottleneck=8)
-    logits = head(100 * torch.randn(64, 24))
+    logits = head(100 * torch.randn(64, 24)).logits()
     assert logits.abs().max() <= 1 + 1e-5
     assert logits.max() > 0.7
 
@@ -57,7 +57,7 @@ def test_gain_is_learned_or_stays_one(train_gain: bool) -> None:
     head = ProjectionHead(24, 50, hidden=32, bottleneck=16, train_gain=train_gain)
     optimizer = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], lr=0.1)
     before = head.last_layer.weight_v.detach().clone()
-    head(torch.randn(7, 24)).logsumexp(-1).sum().backward()
+    head(torch.randn(7, 24)).logits().logsumexp(-1).sum().backward()
     optimizer.step()
     moved = (head.last_layer.weight_g != 1).any().item()
     assert moved == train_gain
@@ -79,4 +79,6 @@ def test_bf16_autocast_normalises_in_fp32() -> None:
     x = torch.randn(7, 24)
     with torch.autocast("cpu", torch.bfloat16):
         rough = head(x)
-    assert (rough.float() - head(x)).abs().max() < 0.02
+    assert rough.points.dtype == rough.prototypes.dtype == torch.bfloat16
+    assert (rough.points.float().norm(dim=1) - 1).abs().max() < 0.005
+    assert (rough.logits().float() - head(x).logits()).abs().max() < 0.02

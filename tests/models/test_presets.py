@@ -24,6 +24,10 @@ from eosin.models import PRESETS, EncoderConfig, ViT, config_of_timm, timm_arch
         ("vit_base_patch14", 86.6),
         ("vit_large_patch14_reg4", 304.4),
         ("vit_giant_patch14", 1136.5),
+        ("vit_small_patch16_dinov3", 21.6),
+        ("vit_base_patch16_dinov3", 85.7),
+        ("vit_large_patch16_dinov3", 303.2),
+        ("vit_huge_plus_patch16_dinov3", 840.6),
     ],
 )
 def test_presets_have_the_published_number_of_parameters(name: str, millions: float) -> None:
@@ -40,6 +44,7 @@ def test_every_preset_is_a_timm_model(name: str) -> None:
     assert json.loads(json.dumps(args)) == args
     back = config_of_timm(arch, **args)
     same = {"width", "depth", "heads", "patch", "grid", "registers", "ffn", "ffn_hidden", "layer_scale"}
+    same |= {"positions", "qkv_bias", "norm_eps"}
     assert {key: getattr(back, key) for key in same} == {key: getattr(config, key) for key in same}
 
 
@@ -61,7 +66,7 @@ def test_dinov2s_published_names_are_the_presets() -> None:
         ("vit_base_patch16_clip_224", "norm_pre"),
         ("vit_base_patch16_siglip_224", "CLS token"),
         ("vit_medium_patch16_gap_256", "CLS token"),
-        ("vit_base_patch16_dinov3", "not a plain ViT"),
+        ("swin_tiny_patch4_window7_224", "not a plain ViT"),
         ("vit_small_patch16_18x2_224", "blocks"),
         ("vit_intern300m_patch14_448", "norm.weight"),
         ("resnet18", "not a plain ViT"),

@@ -26,6 +26,7 @@ RICH = EncoderConfig(
     layer_scale=0.5,
     interpolation="offset",
 )
+ROTARY = PLAIN.model_copy(update={"registers": 2, "positions": "rotary", "qkv_bias": "no_key", "layer_scale": 0.5})
 
 
 def lively(config: EncoderConfig, seed: int = 0) -> ViT:
@@ -50,7 +51,7 @@ def joined(tokens: Tokens) -> torch.Tensor:
     return torch.cat([tokens.cls[:, None], tokens.registers, tokens.patches], 1)
 
 
-@pytest.mark.parametrize("config", [PLAIN, RICH], ids=["plain", "rich"])
+@pytest.mark.parametrize("config", [PLAIN, RICH, ROTARY], ids=["plain", "rich", "rotary"])
 @pytest.mark.parametrize("form", [None, "sample", "subset"])
 def test_sizes_in_one_call_equal_one_call_each(config: EncoderConfig, form: str | None) -> None:
     config = config.model_copy(update={"drop_path": 0.4 if form else 0.0, "drop_path_form": form or "sample"})
@@ -180,9 +181,10 @@ def test_attention_in_bf16_is_the_same_with_and_without_gradients(tokens: int) -
         torch.testing.assert_close(got.float(), exact, atol=0.03, rtol=0.02)
 
 
-def test_bf16_autocast_is_close_and_reaches_every_parameter() -> None:
-    vit = lively(RICH)
-    images = crops_of(RICH, (4, 4), (5, 2))
+@pytest.mark.parametrize("config", [RICH, ROTARY], ids=["rich", "rotary"])
+def test_bf16_autocast_is_close_and_reaches_every_parameter(config: EncoderConfig) -> None:
+    vit = lively(config)
+    images = crops_of(config, (4, 4), (5, 2))
     masks = [torch.arange(25).expand(4, -1) % 3 == 0, None]
     exact = vit(images, masks)
     with torch.autocast("cpu", torch.bfloat16):

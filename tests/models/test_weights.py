@@ -186,23 +186,31 @@ def test_class_row_is_folded_or_added_without_changing_the_function() -> None:
 
 @pytest.mark.parametrize("rule", ["antialias", "offset"])
 def test_position_table_is_resampled_as_the_source_does(rule: str) -> None:
-    config = SMALL.model_copy(update={"interpolation": rule})
+    """Meta's DINOv2 without registers has one rule, with registers another, whatever the encoder's own rule is."""
+    registers, other = (0, "antialias") if rule == "offset" else (2, "offset")
+    config = SMALL.model_copy(update={"interpolation": rule, "registers": registers})
     source = ViT(config).eval()
     load_encoder(source, meta_state(config))
-    finer = ViT(config.model_copy(update={"grid": 8})).eval()
-    report = load_encoder(finer, meta_state(config))
-    assert report.resized == (5, 8)
-    assert "position table 5 -> 8" in str(report)
     images = torch.randn(1, 3, 112, 112)
-    torch.testing.assert_close(all_tokens(finer, images), all_tokens(source, images), atol=1e-5, rtol=0)
+    for own in (rule, other):
+        finer = ViT(config.model_copy(update={"grid": 8, "interpolation": own})).eval()
+        report = load_encoder(finer, meta_state(config))
+        assert (report.resized, report.rule) == ((5, 8), rule)
+        assert f"position table 5 -> 8 ({rule})" in str(report)
+        torch.testing.assert_close(all_tokens(finer, images), all_tokens(source, images), atol=1e-5, rtol=0)
+    # Names that tell nothing: the encoder's own rule, or the one that is asked for.
+    plain = {key: value for key, value in source.state_dict().items() if key != "mask_token"}
+    for asked in (None, "antialias", "offset"):
+        finer = ViT(config.model_copy(update={"grid": 8}))
+        assert load_encoder(finer, plain, "timm", rule=asked).rule == (asked or rule)
 
 
 def test_what_does_not_fit_is_named() -> None:
     vit = ViT(SMALL)
     before = {key: value.clone() for key, value in vit.state_dict().items()}
     state = meta_state(SMALL)
-    lacking = {k: v for k, v in state.items() if not k.startswith("blocks.3.")}
-    with pytest.raises(WeightsError, match=r"a\.pth: .* 14 missing \(blocks\.3\.norm1\.weight, .*, …\)"):
+    lacking = {k: v for k, v in state.items() if not k.startswith(("blocks.2.norm", "blocks.3.norm"))}
+    with pytest.raises(WeightsError, match=r"a\.pth: .* 8 missing \(blocks\.2\.norm1\.weight, .*, …\)"):
         load_encoder(vit, lacking, source="a.pth")
     with pytest.raises(WeightsError, match=r"1 unexpected \(blocks\.0\.extra\)"):
         load_encoder(vit, state | {"blocks.0.extra": torch.zeros(1)})
@@ -217,6 +225,33 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(WeightsError, match="unknown weight layout 'hf'"):
         load_encoder(vit, state, "hf")  # type: ignore[arg-type]
     assert all(torch.equal(before[key], value) for key, value in vit.state_dict().items())
+
+
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"width": 64, "depth": 3}, "have width 64, depth 3; the encoder has width 32, depth 4"),
+    ({"patch": 16}, "have patch 16; the encoder has patch 14"),
+    ({"registers": 0}, "have registers 0; the encoder has registers 2"),
+    ({"ffn": "swiglu", "mlp_ratio": 6.0}, "have ffn swiglu; the encoder has ffn mlp"),
+    ({"mlp_ratio": 3.0}, "have ffn_hidden 96; the encoder has ffn_hidden 128"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), OTHERS)
+def test_another_encoder_is_named_by_its_settings(changes: dict[str, Any], said: str) -> None:
+    state = meta_state(SMALL.model_copy(update=changes))
+    with pytest.raises(WeightsError, match=f"^other.pth: these weights {said}; choose") as caught:
+        load_encoder(ViT(SMALL), state, source="other.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_tensors_do_not_tell_is_compared_where_it_is_known() -> None:
+    bare = {key: value for key, value in meta_state(SMALL).items() if ".ls" not in key}
+    with pytest.raises(WeightsError, match="have layer_scale False; the encoder has layer_scale True"):
+        load_encoder(ViT(SMALL), bare)
+    published = SMALL.model_copy(update={"heads": 4, "norm_eps": 1e-5})
+    load_encoder(ViT(SMALL), meta_state(SMALL), published=SMALL)
+    with pytest.raises(WeightsError, match="have heads 4, norm_eps 1e-05; the encoder has heads 2, norm_eps 1e-06"):
+        load_encoder(ViT(SMALL), meta_state(SMALL), published=published)
 
 
 @pytest.mark.parametrize("wrap", [(), ("teacher",), ("model",), ("model", "state_dict")])

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from eosin.objectives.targets import centering, sinkhorn, update_center
+from eosin.objectives import precision
+from eosin.objectives.targets import centering, sinkhorn, sinkhorn_offset, target, update_center
 
 
 def sinkhorn_by_loops(logits: torch.Tensor, temperature: float, iterations: int) -> torch.Tensor:
@@ -31,6 +32,15 @@ def test_sinkhorn_equals_a_loop(temperature: float, iterations: int) -> None:
     expected = sinkhorn_by_loops(logits, temperature, iterations)
     assert torch.allclose(sinkhorn(logits, temperature, iterations), expected, atol=1e-12, rtol=0)
     assert (sinkhorn(logits.float(), temperature, iterations).double() - expected).abs().max() < 1e-5
+
+
+def test_sinkhorn_of_several_matrices_some_rows_at_a_time_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(70, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = sinkhorn(logits, 0.07)
+    monkeypatch.setitem(precision._CHUNK_BYTES, "cpu", 1)  # 16 rows at a time
+    parts = [logits[:33], logits[33:40], logits[40:40], logits[40:]]
+    offset = sinkhorn_offset(parts, 0.07)
+    torch.testing.assert_close(torch.cat([target(part, offset, 0.07) for part in parts]), expected)
 
 
 def test_sinkhorn_takes_logits_that_overflow_an_exponential() -> None:
@@ -59,5 +69,5 @@ def test_centering_and_its_moving_mean() -> None:
     center = torch.randn(1, 6, dtype=torch.float64)
     expected = torch.stack([torch.softmax((row - center[0]) / 0.04, dim=0) for row in logits])
     assert torch.allclose(centering(logits, center, 0.04), expected)
-    moved = update_center(center, logits, 0.9)
+    moved = update_center(center, [logits[:2], logits[2:]], 0.9)
     assert torch.allclose(moved, 0.9 * center + 0.1 * logits.mean(dim=0))

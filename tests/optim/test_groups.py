@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from eosin.models import EncoderConfig, ProjectionHead, ViT
-from eosin.optim import clip_gradients, parameter_groups, set_step_values, update_teacher
+from eosin.optim import clip_gradients, forget_last_layer, parameter_groups, set_step_values, update_teacher
 
 CONFIG = EncoderConfig(width=12, depth=3, heads=2, patch=4, grid=2, registers=2, layer_scale=1e-5)
 
@@ -16,7 +16,7 @@ def test_every_parameter_has_its_own_rule() -> None:
     encoder, head = ViT(CONFIG), ProjectionHead(12, 8, hidden=16, bottleneck=4)
     groups = parameter_groups(encoder, [head], depth=3, layer_decay=0.5, patch_embed_factor=0.2)
     optimizer = torch.optim.AdamW(groups, lr=1.0)
-    set_step_values(optimizer, lr=1.0, last_layer_lr=0.25, weight_decay=0.1)
+    set_step_values(optimizer, {"encoder_lr": 1.0, "lr": 0.5, "last_layer_lr": 0.25, "weight_decay": 0.1})
     seen = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     expected = {
         "patch_embed.proj.weight": (0.5**4 * 0.2, 0.1),
@@ -35,7 +35,7 @@ def test_every_parameter_has_its_own_rule() -> None:
     for name, (lr, wd) in expected.items():
         assert seen[id(named[name])] == pytest.approx((lr, wd)), name
     for name, parameter in head.named_parameters():
-        lr = 0.25 if "last_layer" in name else 1.0
+        lr = 0.25 if "last_layer" in name else 0.5
         assert seen[id(parameter)] == pytest.approx((lr, 0.0 if name.endswith("bias") else 0.1)), name
     count = len(list(encoder.parameters())) + len(list(head.parameters()))
     assert len(seen) == count == sum(len(group["params"]) for group in groups)
@@ -70,3 +70,24 @@ def test_teacher_is_a_moving_average() -> None:
     update_teacher(teacher, student, 0.9)
     for parameter, value in zip(teacher.parameters(), expected, strict=True):
         assert torch.allclose(parameter, value, atol=1e-7)
+
+
+def test_a_last_layer_without_gradient_is_as_if_its_steps_had_not_been() -> None:
+    torch.manual_seed(0)
+    frozen, twin = (ProjectionHead(12, 8, hidden=16, bottleneck=4, train_gain=False) for _ in range(2))
+    twin.load_state_dict(frozen.state_dict())
+    x, values = torch.randn(5, 12), {"encoder_lr": 1e-2, "lr": 1e-2, "weight_decay": 0.1}
+    optimizers = [torch.optim.AdamW(parameter_groups(nn.Module(), [head], depth=1), lr=1.0) for head in (frozen, twin)]
+    for step in range(5):
+        still = step < 2
+        for head, optimizer in zip((frozen, twin), optimizers, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            head(x).logits().square().sum().backward()
+            set_step_values(optimizer, {**values, "last_layer_lr": 0.0 if still and head is frozen else 1e-2})
+            if still and head is twin:  # DINO v1: the gradient is taken away
+                head.last_layer.weight_v.grad = None
+            optimizer.step()
+            if still and head is frozen:
+                forget_last_layer(optimizer)
+    for ours, theirs in zip(frozen.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

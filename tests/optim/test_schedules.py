@@ -29,6 +29,7 @@ def test_schedules_of_a_recipe() -> None:
         teacher_temperature=(0.04, 0.07),
         teacher_temperature_steps=300,
         freeze_last_layer_steps=10,
+        freeze_encoder_steps="5%",
         uniformity_ramp=(0.1, 0.5),
     )
     schedules = make_schedules(config, steps=1000, batch=256)
@@ -37,6 +38,9 @@ def test_schedules_of_a_recipe() -> None:
     assert schedules.lr[-1] == pytest.approx(1e-6, abs=1e-8)
     assert not schedules.last_layer_lr[:10].any()
     assert np.array_equal(schedules.last_layer_lr[10:], schedules.lr[10:])
+    assert list(np.flatnonzero(schedules.last_layer_frozen)) == list(range(10))
+    assert not schedules.encoder_lr[:50].any()
+    assert np.array_equal(schedules.encoder_lr[50:], schedules.lr[50:])
     assert schedules.weight_decay[0] == pytest.approx(0.04)
     assert schedules.momentum[0] == pytest.approx(0.994)
     assert 0.9999 < schedules.momentum[-1] < 1.0

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eosin.errors import OutputError, ResumeError, TrainingStopped, WeightsError
+from eosin.errors import OutputError, RecipeError, ResumeError, TrainingStopped, WeightsError
 from eosin.runs import RunFolder, read_lines
 from eosin.training import export_run, load_recipe, open_run, train
+from eosin.training.checkpoint import average_encoder_state, load_encoder_state
 from eosin.training.pretrain import pretrain_step
 
 from .conftest import TINY
@@ -46,7 +47,11 @@ def environment() -> dict[str, str]:
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(RunFolder(run).checkpoint(step) / "networks.safetensors")
+    return {
+        f"{branch}.encoder.{name}": value
+        for branch in ("student", "teacher")
+        for name, value in load_encoder_state(RunFolder(run), step, branch == "student")[1].items()
+    }
 
 
 def test_kill_9_and_rerun_gives_bit_identical_weights(tiles_folder: Path, tmp_path: Path) -> None:
@@ -111,9 +116,9 @@ def test_a_run_folder_holds_what_interfaces_promise(tiles_folder: Path, tmp_path
 
 def test_a_complete_run_is_left_alone_and_a_changed_one_refused(tiles_folder: Path, tmp_path: Path) -> None:
     run = run_it(tiles_folder, tmp_path / "run")
-    before = (run.checkpoint(6) / "networks.safetensors").stat().st_mtime_ns
+    before = (run.checkpoint(6) / "state.json").stat().st_mtime_ns
     run_it(tiles_folder, tmp_path / "run")
-    assert (run.checkpoint(6) / "networks.safetensors").stat().st_mtime_ns == before
+    assert (run.checkpoint(6) / "state.json").stat().st_mtime_ns == before
     with pytest.raises(ResumeError, match="belongs to another recipe"):
         run_it(tiles_folder, tmp_path / "run", "optim.base_lr=0.1")
     with pytest.raises(ResumeError, match=r"belongs to another recipe|other tiles"):
@@ -135,7 +140,8 @@ def test_a_non_finite_loss_stops_and_names_its_tiles(tiles_folder: Path, tmp_pat
 
 def test_a_torn_checkpoint_is_one_line(tiles_folder: Path, tmp_path: Path) -> None:
     run = run_it(tiles_folder, tmp_path / "run")
-    (run.checkpoint(6) / "networks.safetensors").write_bytes(b"torn")
+    (file,) = run.checkpoint(6).glob("*.safetensors")
+    file.write_bytes(b"torn")
     with pytest.raises(ResumeError, match="is damaged"):
         run_it(tiles_folder, tmp_path / "run", "run.log_every=2")
     assert run.steps() == [4, 6]
@@ -231,3 +237,42 @@ def test_a_bad_gradient_is_never_saved(tiles_folder: Path, tmp_path: Path, monke
     with pytest.raises(TrainingStopped, match="not finite at step 0"):
         run_it(tiles_folder, tmp_path / "run", "run.log_every=2")
     assert RunFolder(tmp_path / "run").steps() == []
+
+
+def test_post_training_goes_on_from_the_full_state_of_a_run_at_another_size(tiles_folder: Path, tmp_path: Path) -> None:
+    parent = run_it(tiles_folder, tmp_path / "parent")
+    larger = ("tiles.size_px=56", "views.global_px=48", "views.local_px=24", "optim.base_lr=1e-12", "optim.min_lr=0")
+    still = (*larger, "optim.momentum=[1.0,1.0]", "run.steps=1")
+    child = run_it(tiles_folder, tmp_path / "child", f"start={parent.root}", *still)
+    before, after = (tensors(run, step) for run, step in ((parent, 6), (child, 1)))
+    for name in before:
+        if name.startswith(("networks.student", "networks.teacher")):
+            assert torch.allclose(before[name], after[name], atol=1e-6), name
+    assert set(after["optimizer.steps"].tolist()) == {1.0}
+    earlier = run_it(tiles_folder, tmp_path / "earlier", f"start={parent.checkpoint(4)}", *still)
+    assert not torch.equal(
+        tensors(earlier, 1)["networks.teacher.encoder.norm.weight"], before["networks.teacher.encoder.norm.weight"]
+    )
+    with pytest.raises(ResumeError, match="start from a run of the same encoder and heads"):
+        run_it(tiles_folder, tmp_path / "other", f"start={parent.root}", "objective.dino_prototypes=32")
+    with pytest.raises(RecipeError, match="give it with --set start=RUN"):
+        run_it(tiles_folder, tmp_path / "other", "start=parent")
+
+
+def tensors(run: RunFolder, step: int) -> dict[str, torch.Tensor]:
+    (file,) = run.checkpoint(step).glob("*.safetensors")
+    return load_file(file)
+
+
+def test_an_export_may_be_the_mean_of_the_newest_checkpoints(tiles_folder: Path, tmp_path: Path) -> None:
+    run = run_it(tiles_folder, tmp_path / "run", "optim.base_lr=1e-2", "optim.warmup_steps=0")
+    steps, mean = average_encoder_state(run, 2)
+    assert steps == [4, 6]
+    parts = [load_encoder_state(run, step)[1] for step in steps]
+    for name, value in mean.items():
+        assert torch.allclose(value, (parts[0][name] + parts[1][name]) / 2)
+    assert not torch.equal(mean["norm.weight"], parts[1]["norm.weight"])
+    exported = export_run(run.root, tmp_path / "model", average=2)
+    assert json.loads((exported / "config.json").read_text())["eosin"]["averaged_steps"] == [4, 6]
+    with pytest.raises(ResumeError, match="holds 2 checkpoints, not 3"):
+        export_run(run.root, tmp_path / "model", average=3)

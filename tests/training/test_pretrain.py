@@ -10,13 +10,24 @@ import torch
 from eosin.models import DropPath
 from eosin.objectives.uniformity import kde
 from eosin.optim import make_schedules, parameter_groups
-from eosin.tiles import TilePlan, TileStream
+from eosin.tiles import TileBatch, TilePlan, TileStream
 from eosin.training import Recipe
 from eosin.training.networks import Networks
-from eosin.training.pretrain import StepDraws, draw_step, pretrain_step
+from eosin.training.parallel import spread
+from eosin.training.prepare import make_optimizer
+from eosin.training.pretrain import StepDraws, draw_step, micro_batches, pretrain_step
 from eosin.views import render
 
-NO_AUTOCAST = torch.autocast("cpu", dtype=torch.bfloat16, enabled=False)
+
+def step(networks: Networks, optimizer, recipe: Recipe, tiles: TileBatch, draws: StepDraws, values: dict) -> dict:
+    """One step of one process in fp32."""
+    parallel = spread(networks, recipe, torch.device("cpu"), "fp32")
+    batch = micro_batches(recipe, tiles, draws, parallel)
+    return pretrain_step(networks, optimizer, recipe, batch, values, parallel)
+
+
+def changed(recipe: Recipe, part: str, **values: object) -> Recipe:
+    return recipe.model_copy(update={part: getattr(recipe, part).model_copy(update=values)})
 
 
 def plain_losses(networks: Networks, recipe: Recipe, pixels, address, draws: StepDraws, temperature: float) -> dict:
@@ -38,14 +49,14 @@ def plain_losses(networks: Networks, recipe: Recipe, pixels, address, draws: Ste
 
     with torch.no_grad():
         teacher = [networks.teacher.encoder([crop[None]])[0] for crop in global_crops]
-        dino = balance(torch.cat([networks.teacher.dino(tokens.cls) for tokens in teacher]))
+        dino = balance(torch.cat([networks.teacher.dino(tokens.cls).logits() for tokens in teacher]))
         hidden = [tokens.patches[0][mask] for tokens, mask in zip(teacher, masks, strict=True)]
-        ibot = balance(networks.teacher.ibot(torch.cat(hidden))).split([len(h) for h in hidden])
+        ibot = balance(networks.teacher.ibot(torch.cat(hidden)).logits()).split([len(h) for h in hidden])
     student = [
         networks.student.encoder([crop[None]], [mask[None]])[0] for crop, mask in zip(global_crops, masks, strict=True)
     ]
-    globals_ = [networks.student.dino(tokens.cls)[0] for tokens in student]
-    locals_ = [networks.student.dino(networks.student.encoder([crop[None]])[0].cls)[0] for crop in local_crops]
+    globals_ = [networks.student.dino(tokens.cls).logits()[0] for tokens in student]
+    locals_ = [networks.student.dino(networks.student.encoder([c[None]])[0].cls).logits()[0] for c in local_crops]
     pairs = 2 * views.local_count + 2
     dino_global = sum(cross_entropy(globals_[v * b + t], dino[(1 - v) * b + t]) for v in range(2) for t in range(b))
     dino_local = sum(
@@ -57,7 +68,7 @@ def plain_losses(networks: Networks, recipe: Recipe, pixels, address, draws: Ste
     patches = 0.0
     for row, mask in enumerate(masks):
         if mask.any():
-            logits = networks.student.ibot(student[row].patches[0][mask])
+            logits = networks.student.ibot(student[row].patches[0][mask]).logits()
             patches = patches + cross_entropy(logits, ibot[row]) / int(mask.sum())
     cls = torch.cat([tokens.cls for tokens in student])
     spread = kde(cls[:b], goal.kappa, address) + kde(cls[b:], goal.kappa, address)
@@ -97,7 +108,7 @@ def test_one_step_equals_the_method_written_out(recipe: Recipe, plan: TilePlan) 
 
     loose = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"clip": 1e9})})
     groups = parameter_groups(networks.student.encoder, networks.student.heads, 2)
-    losses = pretrain_step(networks, Capture(groups, lr=0.0), loose, tiles, draws, values, NO_AUTOCAST)
+    losses = step(networks, Capture(groups, lr=0.0), loose, tiles, draws, values)
     assert losses["loss"].item() == pytest.approx(total.item(), rel=1e-5)
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6), name
@@ -122,16 +133,18 @@ def test_the_draws_of_a_step_depend_on_seed_and_step_alone(recipe: Recipe) -> No
         {"uniformity": "koleo"},
         {"uniformity": "none"},
         {"ibot_weight": 0.0, "targets": "centering", "train_gain": False},
+        {"shared_head": True, "ibot_prototypes": 16},
+        {"uniformity": "kde-inverted"},
     ],
 )
 def test_other_objectives_train_too(recipe: Recipe, plan: TilePlan, changes: dict) -> None:
     recipe = recipe.model_copy(update={"objective": recipe.objective.model_copy(update=changes)})
     networks = Networks(recipe)
-    optimizer = torch.optim.AdamW(parameter_groups(networks.student.encoder, networks.student.heads, 2), lr=1e-3)
+    optimizer = make_optimizer(recipe, networks)
     values = make_schedules(recipe.optim, 6, 8).at(3)
     before = copy.deepcopy(networks.state_dict())
     for tiles in TileStream(plan, 8, steps=2):
-        losses = pretrain_step(networks, optimizer, recipe, tiles, draw_step(recipe, tiles.step), values, NO_AUTOCAST)
+        losses = step(networks, optimizer, recipe, tiles, draw_step(recipe, tiles.step), values)
     assert torch.isfinite(losses["loss"])
     assert ("loss/ibot" in losses) == (recipe.objective.ibot_weight > 0)
     moved = {name for name, value in networks.state_dict().items() if not torch.equal(value, before[name])}
@@ -143,10 +156,64 @@ def test_other_objectives_train_too(recipe: Recipe, plan: TilePlan, changes: dic
 
 def test_learning_lowers_the_loss_on_repeated_tiles(recipe: Recipe, plan: TilePlan) -> None:
     networks = Networks(recipe)
-    optimizer = torch.optim.AdamW(parameter_groups(networks.student.encoder, networks.student.heads, 2), lr=1e-3)
-    values = {**make_schedules(recipe.optim, 6, 8).at(3), "lr": 3e-3, "last_layer_lr": 3e-3, "momentum": 0.99}
+    optimizer = make_optimizer(recipe, networks)
+    values = {
+        **make_schedules(recipe.optim, 6, 8).at(3),
+        "lr": 3e-3,
+        "encoder_lr": 3e-3,
+        "last_layer_lr": 3e-3,
+        "momentum": 0.99,
+    }
     tiles, draws = next(iter(TileStream(plan, 8))), draw_step(recipe, 0)
-    losses = [
-        pretrain_step(networks, optimizer, recipe, tiles, draws, values, NO_AUTOCAST)["loss"].item() for _ in range(30)
-    ]
+    losses = [step(networks, optimizer, recipe, tiles, draws, values)["loss"].item() for _ in range(30)]
     assert losses[-1] < losses[0] - 0.3
+
+
+def test_a_shared_head_is_the_dino_head_for_both(recipe: Recipe, plan: TilePlan) -> None:
+    shared = changed(recipe, "objective", shared_head=True, ibot_prototypes=16)
+    networks = Networks(shared)
+    assert networks.student.ibot is None
+    own = Networks(changed(recipe, "objective", ibot_prototypes=16))
+    own.load_state_dict(
+        {**networks.state_dict()}
+        | {name.replace("dino.", "ibot."): value for name, value in networks.state_dict().items() if ".dino." in name}
+    )
+    tiles, draws = next(iter(TileStream(plan, 8))), draw_step(recipe, 0)
+    values = {**make_schedules(recipe.optim, 6, 8).at(3), "momentum": 1.0}
+    losses = step(networks, make_optimizer(shared, networks), shared, tiles, draws, values)
+    twin = step(own, make_optimizer(recipe, own), recipe, tiles, draws, values)
+    assert losses["loss"].item() == pytest.approx(twin["loss"].item(), rel=1e-6)
+
+
+def test_heads_first_leaves_the_encoder_alone(recipe: Recipe, plan: TilePlan) -> None:
+    recipe = changed(recipe, "optim", freeze_encoder_steps=2, warmup_steps=0, freeze_last_layer_steps=0)
+    networks, schedules = Networks(recipe), make_schedules(recipe.optim, 6, 8)
+    optimizer = make_optimizer(recipe, networks)
+    before = copy.deepcopy(networks.state_dict())
+    moved = []
+    for tiles in TileStream(plan, 8, steps=3):
+        step(networks, optimizer, recipe, tiles, draw_step(recipe, tiles.step), schedules.at(tiles.step))
+        after = networks.state_dict()
+        moved.append({name for name in after if not torch.equal(after[name], before[name])})
+    for early in moved[:2]:
+        assert "student.dino.mlp.0.weight" in early
+        assert not any(".encoder." in name for name in early)
+    assert "student.encoder.blocks.0.attn.qkv.weight" in moved[2]
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputed_blocks_give_the_same_step(recipe: Recipe, plan: TilePlan, recompute: str) -> None:
+    tiles, draws = next(iter(TileStream(plan, 8))), draw_step(recipe, 0)
+    values = make_schedules(recipe.optim, 6, 8).at(3)
+    ends = []
+    for kind in ("none", recompute):
+        chosen = changed(recipe, "parallel", recompute=kind)
+        networks = Networks(chosen)
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: (kept.append(x), x)[1], lambda x: x):
+            losses = step(networks, make_optimizer(chosen, networks), chosen, tiles, draws, values)
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept}
+        ends.append((losses["loss"], networks.state_dict(), sum(storages.values())))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert all(torch.equal(ends[0][1][name], ends[1][1][name]) for name in ends[0][1])
+    assert ends[1][2] < 0.8 * ends[0][2]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
 import typer
 
@@ -12,6 +14,7 @@ from eosin.cli.index import index
 from eosin.cli.quickstart import quickstart
 from eosin.cli.recipes import recipes
 from eosin.cli.report import report
+from eosin.cli.study import study
 from eosin.cli.train import train
 from eosin.errors import EosinError
 
@@ -29,6 +32,7 @@ app.command()(train)
 app.command()(export)
 app.command(name="eval")(eval_)
 app.command()(report)
+app.command()(study)
 app.add_typer(recipes, name="recipes")
 
 
@@ -62,5 +66,12 @@ def main() -> None:
         print("eosin: stopped; the same command goes on where it can", file=sys.stderr)
         sys.exit(130)
     except EosinError as error:
+        _leave_it_to_the_first_process()
         print(f"eosin: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _leave_it_to_the_first_process() -> None:
+    """Under torchrun all processes refuse alike, and the launcher stops the others when the first one has spoken."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +31,12 @@ def train(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: GPU if any.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")
+        bool, typer.Option("--dry-run", help="Check everything, say what would run and what it costs, write nothing.")
     ] = False,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="With --dry-run: reckon with this GPU, e.g. H100, A100, RTX4090.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", help="With --dry-run: reckon with so many GPUs.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop what the run folder holds and start anew.")] = False,
     accept_changed: Annotated[
         bool, typer.Option("--accept-changed", help="Resume although recipe or slides have changed.")
@@ -41,8 +46,10 @@ def train(
     if dry_run:
         from eosin.training.dry_run import describe
 
-        typer.echo(describe(recipe, cohort or [], tiles or [], mpp, where, changes or []))
+        typer.echo(describe(recipe, cohort or [], tiles or [], mpp, where, changes or [], gpu, gpus or 1))
         return
+    if gpu is not None or gpus is not None:
+        raise RecipeError("--gpu and --gpus are for --dry-run; a run takes the GPU it finds, or torchrun's several")
     if out is None:
         raise RecipeError("give the run folder with -o")
     from eosin.training import train as run
@@ -60,4 +67,5 @@ def train(
         fresh=fresh,
         accept_changed=accept_changed,
     )
-    typer.echo(f"written: {folder.root}")
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"written: {folder.root}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as pixels_of
 
 from eosin.errors import DataError, WeightsError
+from eosin.models.exported import Pooling
 
-Pooling = Literal["cls", "cls+mean", "mean"]
-POOLINGS: tuple[Pooling, ...] = ("cls", "cls+mean", "mean")
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 Pixels: TypeAlias = npt.NDArray[np.uint8] | Tensor
 
 
@@ -85,14 +85,14 @@ class Encoder(nn.Module, ABC):
 
         Raises DataError where `pixels` is not uint8 [B, H, W, 3].
         """
-        return self._vector(self.features(self._prepare(pixels))).float()
+        return self._vector(self.features(self.prepare(pixels))).float()
 
     @torch.no_grad()
     def patch_tokens(self, pixels: Pixels) -> Tensor:
         """Patch tokens (or the last feature map of a convolutional network) float32 [B, h, w, D] of uint8
         tiles.
         """
-        return self.features(self._prepare(pixels)).patches.float()
+        return self.features(self.prepare(pixels)).patches.float()
 
     @abstractmethod
     def features(self, images: Tensor) -> Features:
@@ -107,7 +107,7 @@ class Encoder(nn.Module, ABC):
             raise WeightsError(f"{self.name} has no class token; use --pooling mean")
         return features.cls if self.pooling == "cls" else torch.cat([features.cls, mean], dim=1)
 
-    def _prepare(self, pixels: Pixels) -> Tensor:
+    def prepare(self, pixels: Pixels) -> Tensor:
         """uint8 [B, H, W, 3] -> normalised float32 [B, 3, S, S] on the encoder's device."""
         batch = resize(batch_of(pixels).to(self.mean.device), self.input_size)
         return (batch.float() / 255.0 - self.mean) / self.std
@@ -138,7 +138,7 @@ class VitEncoder(Encoder):
         self.vit = vit
 
     def features(self, images: Tensor) -> Features:
-        tokens = self.vit([images])[0]
+        tokens = self.vit([images.to(self.vit.cls_token.dtype)])[0]
         rows = images.shape[2] // self.vit.config.patch
         return Features(tokens.cls, tokens.patches.unflatten(1, (rows, -1)))
 

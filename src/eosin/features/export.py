@@ -1,7 +1,8 @@
 """Export: a trained ViT -> a folder that timm, load_model and a reader without eosin can use.
 
 model.safetensors + config.json in the layout of timm, with an `eosin` block in it, and a model card. With
-timm, `timm.create_model("local-dir:FOLDER", pretrained=True)` gives equal outputs at the exported input size.
+timm, `timm.create_model("local-dir:FOLDER", pretrained=True)` gives equal outputs at the exported input size. Where
+no timm model equals the encoder, config.json names none and says why, and load_model alone opens the folder.
 Heads and optimiser stay in the run.
 """
 
@@ -11,17 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save_file
 
 from eosin import __version__
 from eosin.errors import OutputError, WeightsError
 from eosin.features.encoder import POOLINGS
-from eosin.features.load import POSITION_FILE, read_block
 from eosin.features.model_card import model_card
 from eosin.files import PathLike, atomic_folder, write_json, write_text
-from eosin.models import ViT
-from eosin.models.presets import timm_arch
-from eosin.models.weights import to_timm
+from eosin.models import EncoderConfig, ViT
+from eosin.models.exported import CONFIG_FILE, POSITION_FILE, STATE_FILE, read_export
+from eosin.models.layouts import to_timm
+from eosin.models.timm_models import timm_arch
 from eosin.provenance import hash_state
 
 INFO = (
@@ -37,6 +39,7 @@ INFO = (
     "training",
     "start",
     "start_licence",
+    "averaged_steps",
 )
 
 
@@ -55,8 +58,8 @@ def export_model(
     `input_size` px, a multiple of the patch; `mean`, `std` of pixels in [0, 1]; `pooling` cls | cls+mean |
     mean. `info`, all optional, JSON values: name, recipe, recipe_hash, cohort_hash, mpp (µm/px, number or
     list), data (a line), steps, tiles (seen), scores (rows of results.json), training ({"tasks": [...],
-    "patients": [...]}), start (weights it started from), start_licence. Raises WeightsError for impossible
-    settings, OutputError for a folder that holds something else.
+    "patients": [...]}), start (weights it started from), start_licence, averaged_steps. Raises WeightsError for
+    impossible settings, OutputError for a folder that holds something else.
     """
     folder = Path(folder)
     info = dict(info or {})
@@ -64,13 +67,15 @@ def export_model(
         raise WeightsError(f"unknown export information {unknown[0]!r}: {', '.join(INFO)}")
     if pooling not in POOLINGS:
         raise WeightsError(f"unknown pooling {pooling!r}: {', '.join(POOLINGS)}")
+    config = vit.config
+    if input_size < 1 or input_size % config.patch:
+        raise WeightsError(f"image size {input_size} px is not a multiple of the patch size {config.patch} px")
     _refuse_foreign(folder)
 
-    config = vit.config
     state = {key: value.cpu().contiguous() for key, value in to_timm(vit.state_dict(), config, input_size).items()}
-    native = to_timm(vit.state_dict(), config)["pos_embed"].cpu().contiguous()
+    native = to_timm(vit.state_dict(), config).get("pos_embed")
     # timm cannot resample this table by our rule, so it got one for input_size; ours is kept for other sizes.
-    resampled = native.shape != state["pos_embed"].shape
+    resampled = native is not None and native.shape != state["pos_embed"].shape
     scores = info.pop("scores", None)
     block = {
         **info,
@@ -83,25 +88,31 @@ def export_model(
         "code_version": __version__,
         "position_file": resampled,
     }
-    description = _timm_description(vit, block)
+    description = _timm_description(config, block)
+    block["timm"] = description.pop("reason", None)
     with atomic_folder(folder) as temporary:
-        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-        if resampled:
-            save_file({"pos_embed": native}, temporary / POSITION_FILE, metadata={"format": "pt"})
-        write_json(temporary / "config.json", {**description, "eosin": block})
+        save_file(state, temporary / STATE_FILE, metadata={"format": "pt"})
+        if native is not None and resampled:
+            np.save(temporary / POSITION_FILE, native.cpu().numpy())
+        write_json(temporary / CONFIG_FILE, {**description, "eosin": block})
         parameters = sum(parameter.numel() for parameter in state.values())
         write_text(temporary / "README.md", model_card(folder.name, block, parameters, scores))
     return folder
 
 
-def _timm_description(vit: ViT, block: dict[str, Any]) -> dict[str, Any]:
-    """The part of config.json that timm reads: how to build the network and what pixels it wants."""
+def _timm_description(config: EncoderConfig, block: dict[str, Any]) -> dict[str, Any]:
+    """The part of config.json that timm reads: how to build the network and what pixels it wants; or the `reason`
+    why it cannot.
+    """
     size = block["input_size"]
-    architecture, model_args = timm_arch(vit.config, size)
+    try:
+        architecture, model_args = timm_arch(config, size)
+    except WeightsError as error:
+        return {"reason": str(error)}
     return {
         "architecture": architecture,
         "num_classes": 0,
-        "num_features": vit.config.width,
+        "num_features": config.width,
         "global_pool": model_args["global_pool"],
         "model_args": model_args,
         "pretrained_cfg": {
@@ -127,7 +138,7 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     try:
-        ours = read_block(folder) is not None
+        ours = read_export(folder) is not None
     except WeightsError:
         ours = False
     if not ours:

@@ -8,24 +8,21 @@ models/weights.py.
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from eosin.errors import WeightsError
 from eosin.features.encoder import POOLINGS, ColourEncoder, Encoder, TimmEncoder, VitEncoder, has_class_token
 from eosin.files import PathLike
 from eosin.models import EncoderConfig, ViT
-from eosin.models.presets import config_of_timm
+from eosin.models.exported import read_export, read_export_state
+from eosin.models.timm_models import config_of_timm
 from eosin.models.weights import load_encoder, read_state
 from eosin.provenance import hash_state
-
-POSITION_FILE = "position.safetensors"
 
 
 def load_model(
@@ -74,69 +71,38 @@ def _from_folder(
     seed: int,
 ) -> Encoder:
     """An exported folder: our ViT where config.json has an `eosin` block, else whatever timm makes of it."""
-    block = read_block(folder)
+    block = read_export(folder)
     if block is None:
         return _from_timm(f"local-dir:{folder}", weights, random_init, pooling, input_size, seed)
-    config = EncoderConfig(**block["encoder"])
-    size = input_size or block["input_size"]
+    config = block.encoder
+    size = input_size or block.input_size
     if size % config.patch:
         raise WeightsError(f"input size {size} px is not a multiple of the patch size {config.patch} px of {folder}")
+    training = block.training.model_dump() if block.training else None
+    info = {key: getattr(block, key) for key in ("recipe", "recipe_hash", "cohort_hash", "code_version")}
+    info["training"] = training
+    state = None if random_init or weights is not None else read_export_state(folder, block)
     vit = ViT(config, torch.Generator().manual_seed(seed))
-    info = {key: block.get(key) for key in ("recipe", "recipe_hash", "cohort_hash", "code_version", "training")}
     if random_init:
         # Nothing was learnt, so nothing of what it was learnt from may be said of it.
         info = {"random_init": seed}
-        model_hash = hash_state(vit.state_dict())
     elif weights is not None:
         info = {"weights": str(weights)}
         load_encoder(vit, read_state(Path(weights)), source=str(weights))
-        model_hash = hash_state(vit.state_dict())
-    else:
-        state = read_state(folder / "model.safetensors")
-        model_hash = hash_state(state)
-        if model_hash != block["model_hash"]:
-            raise WeightsError(
-                f"{folder}: model.safetensors is not the file that config.json was written for; export again"
-            )
-        if block.get("position_file"):
-            state.update(read_state(folder / POSITION_FILE))
+    elif state is not None:
         load_encoder(vit, state, layout="timm", source=str(folder))
     return VitEncoder(
         vit,
-        name=block.get("name") or folder.name,
+        name=block.name or folder.name,
         width=config.width,
-        pooling=pooling or block["pooling"],
+        pooling=pooling or block.pooling,
         input_size=size,
-        mean=block["mean"],
-        std=block["std"],
-        mpp=block.get("mpp"),
-        model_hash=model_hash,
+        mean=block.mean,
+        std=block.std,
+        mpp=block.mpp,
+        model_hash=hash_state(vit.state_dict()) if state is None else block.model_hash,
         info=info,
     )
-
-
-def read_block(folder: Path) -> dict[str, Any] | None:
-    """The `eosin` block of an exported folder; None where its config.json has none. WeightsError where it is
-    broken.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        hint = f"; it is a run, use `eosin export {folder} -o DIR` first" if (folder / "checkpoints").is_dir() else ""
-        raise WeightsError(f"{folder} is no exported model: looked for {path}, found none{hint}")
-    try:
-        config = json.loads(path.read_text())
-        block = config.get("eosin")
-        if block is not None:
-            EncoderConfig(**block["encoder"])
-            missing = [key for key in ("input_size", "mean", "std", "pooling", "model_hash") if key not in block]
-            if missing:
-                raise KeyError(*missing)
-    except (OSError, ValueError, AttributeError, TypeError) as error:  # ValidationError is a ValueError
-        what = f"{error.error_count()} wrong encoder settings" if isinstance(error, ValidationError) else str(error)
-        raise WeightsError(f"{path} is not a model description: {what}") from error
-    except KeyError as error:
-        raise WeightsError(f"{path} is not a model description: no {', '.join(map(str, error.args))}") from error
-    return block
 
 
 def _from_timm(

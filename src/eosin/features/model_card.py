@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 _TEMPLATE = """---
-library_name: timm
+library_name: {library}
 tags: [pathology, histology, feature-extraction, eosin]
 ---
 
@@ -36,10 +36,7 @@ A {kind} for H&E tiles, {parameters:.1f} M parameters, trained without labels by
 import eosin
 encoder = eosin.load_model("FOLDER")
 features = encoder.embed(tiles)  # uint8 [B, H, W, 3] -> float32 [B, {dim}]
-
-import timm
-encoder = timm.create_model("local-dir:FOLDER", pretrained=True)
-```
+{timm}
 
 ## Scores
 
@@ -51,6 +48,14 @@ Research only. Not a medical device; not for diagnosis or any decision about a p
 data they were measured on: other scanners, stains, organs and µm/px must be tested first. Slides in the
 training cohort must not serve as test data{training}.
 """
+
+_WITH_TIMM = """
+import timm
+encoder = timm.create_model("local-dir:FOLDER", pretrained=True)
+```"""
+_WITHOUT_TIMM = """```
+
+timm cannot open this folder: {reason}."""
 
 
 def model_card(folder: str, block: dict[str, Any], parameters: int, scores: list[dict[str, Any]] | None) -> str:
@@ -73,7 +78,10 @@ def model_card(folder: str, block: dict[str, Any], parameters: int, scores: list
     values = {key: _said(block.get(key)) for key in optional}
     known = block.get("training") or {}
     tasks = ", ".join(known.get("tasks") or [])
+    reason = block.get("timm")
     return _TEMPLATE.format(
+        library="eosin" if reason else "timm",
+        timm=_WITHOUT_TIMM.format(reason=reason) if reason else _WITH_TIMM,
         name=block.get("name") or folder,
         kind=f"ViT-{encoder['width']}/{encoder['patch']}, {encoder['depth']} layers{registers}",
         parameters=parameters / 1e6,

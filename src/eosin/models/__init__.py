@@ -1,11 +1,15 @@
 """Encoders, heads, token masks and the weights of others."""
 
 from eosin.models.drop_path import DropPath, draw_drop_path
-from eosin.models.heads import ProjectionHead
-from eosin.models.presets import PRESETS, config_of_timm, timm_arch
+from eosin.models.heads import ProjectionHead, Scores
+from eosin.models.layouts import from_meta, from_timm, to_timm
+from eosin.models.positions import resize_positions
+from eosin.models.presets import PRESETS
+from eosin.models.start import StartWeights, open_start
+from eosin.models.timm_models import config_of_timm, timm_arch
 from eosin.models.token_masks import draw_masks, mask_counts
-from eosin.models.vit import EncoderConfig, Tokens, ViT, resize_positions
-from eosin.models.weights import LoadReport, from_meta, from_timm, load_encoder, read_state, to_timm
+from eosin.models.vit import EncoderConfig, Tokens, ViT
+from eosin.models.weights import LoadReport, load_encoder, read_state
 
 __all__ = [
     "PRESETS",
@@ -13,6 +17,8 @@ __all__ = [
     "EncoderConfig",
     "LoadReport",
     "ProjectionHead",
+    "Scores",
+    "StartWeights",
     "Tokens",
     "ViT",
     "config_of_timm",
@@ -22,6 +28,7 @@ __all__ = [
     "from_timm",
     "load_encoder",
     "mask_counts",
+    "open_start",
     "read_state",
     "resize_positions",
     "timm_arch",

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from eosin.errors import RecipeError
+from eosin.models.positions import Rotation
 from eosin.randomness import Words
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Packing(NamedTuple):
     """B_k: crops of each size."""
     tokens: tuple[int, ...]
     """N_k: tokens of one crop of that size, CLS and registers included."""
+    rotations: tuple[Rotation, ...] | None = None
+    """Rotary positions of each size; none where positions are in the tokens."""
 
     @property
     def rows(self) -> list[int]:
@@ -77,6 +80,10 @@ class DropPath:
                 )
             draws = tuple(draw[:, :, first // self.group : last // self.group] for draw in self.draws)
         return DropPath(self.form, last - first, self.group, self.crops, draws)
+
+    def sizes(self, count: int) -> DropPath:
+        """The draw of the first `count` crop sizes alone."""
+        return DropPath(self.form, self.tiles, self.group, self.crops[:count], self.draws[:count])
 
     def to(self, device: torch.device | str) -> DropPath:
         """The same draw with its tensors on `device`."""
@@ -177,7 +184,7 @@ def add_branch(
         ]
         out = branch(x, packing)
         return [x + out * torch.cat(factors).to(out.dtype)[:, None]]  # [T, D]
-    kept = Packing(tuple(len(rows) for rows in drop.per_size), packing.tokens)
+    kept = packing._replace(crops=tuple(len(rows) for rows in drop.per_size))
     chosen = [
         piece.index_select(0, rows).view(len(rows) * n, -1)
         for piece, rows, n in zip(pieces, drop.per_size, packing.tokens, strict=True)
@@ -185,6 +192,27 @@ def add_branch(
     out = branch(torch.cat(chosen), kept)  # [sum kept_k * N_k, D]
     # Out of place: a recomputed (checkpointed) block must find its input as it was.
     return [
-        piece.index_add(0, rows, part.reshape(len(rows), -1).to(piece.dtype), alpha=scale)
+        add_rows(piece, rows, part.reshape(len(rows), -1).to(piece.dtype), scale)
         for piece, rows, part, scale in zip(pieces, drop.per_size, out.split(kept.rows), drop.scales, strict=True)
     ]
+
+
+def add_rows(x: Tensor, rows: Tensor, part: Tensor, scale: float) -> Tensor:
+    """x [B, C] with scale * part [n, C] added to its rows `rows` [n]; keeps only `rows` for backward."""
+    out: Tensor = _AddRows.apply(x, rows, part, scale)
+    return out
+
+
+class _AddRows(torch.autograd.Function):
+    """torch's index_add, which would keep `part` for backward although its gradient needs none of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, part: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(rows)
+        ctx.scale = scale
+        return x.index_add(0, rows, part, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor, None]:  # type: ignore[override]
+        (rows,) = ctx.saved_tensors
+        return slope, None, slope.index_select(0, rows).mul_(ctx.scale), None

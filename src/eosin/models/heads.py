@@ -7,14 +7,34 @@ here. Parameter names are those of Meta's DINOv2 heads.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Scores(NamedTuple):
+    """How N tokens compare with K prototypes, before the product is formed: logits = points @ prototypesᵀ.
+
+    Both come in the precision in which that product is to run. Losses and targets form it a few rows at a time, since
+    N·K numbers are the largest tensor of a step.
+    """
+
+    points: Tensor  # [N, d], unit length
+    prototypes: Tensor  # [K, d]
+
+    def rows(self, first: int, last: int) -> Scores:
+        """The scores of tokens first..last-1."""
+        return Scores(self.points[first:last], self.prototypes)
+
+    def logits(self) -> Tensor:
+        """[N, K], cosines times the prototypes' gain."""
+        return self.points @ self.prototypes.T
+
+
 class Prototypes(nn.Module):
-    """Linear without bias whose row k is gain_k * v_k / |v_k| (Salimans and Kingma 2016).
+    """The prototypes: row k is gain_k * v_k / |v_k| (weight normalisation, Salimans and Kingma 2016).
 
     Starts with gain 1 and directions as torch starts a linear. `train_gain=False` (DINO v1) keeps gain 1.
     """
@@ -24,14 +44,13 @@ class Prototypes(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(count, 1), requires_grad=train_gain)
         self.weight_v = nn.Parameter(torch.empty(count, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, width] -> logits [N, count]."""
-        weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))  # [count, width]
-        return F.linear(x, weight)
+    def forward(self) -> Tensor:
+        """[count, width]."""
+        return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
 
 
 class ProjectionHead(nn.Module):
-    """Token vectors to prototype logits.
+    """Token vectors to scores against prototypes.
 
     width: of the encoder. prototypes, hidden, bottleneck: sizes. layers: linears in the MLP, at least 1.
     train_gain: learn the gain of the prototypes (DINOv2) or keep it at 1 (DINO v1). MLP weights start
@@ -68,8 +87,13 @@ class ProjectionHead(nn.Module):
         nn.init.uniform_(self.last_layer.weight_v, -bound, bound, generator=generator)
         nn.init.ones_(self.last_layer.weight_g)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, width] -> logits [N, prototypes], cosines times the gain."""
+    def forward(self, x: Tensor) -> Scores:
+        """[N, width] -> scores of N tokens against the prototypes, in autocast's precision where it is on."""
         x = self.mlp(x)  # [N, bottleneck]
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # lengths of bf16 vectors are too coarse
-        return self.last_layer(F.normalize(x, dim=-1))
+        with torch.autocast(x.device.type, enabled=False):
+            points, prototypes = F.normalize(x, dim=-1), self.last_layer()
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            return Scores(points.to(dtype), prototypes.to(dtype))
+        return Scores(points, prototypes)

@@ -1,20 +1,20 @@
 """The vision transformer that is trained, taught and exported.
 
-Any patch size (8, 14 and 16 px are in use), registers, SwiGLU, LayerScale, interpolated positions.
+Any patch size (8, 14 and 16 px are in use), registers, SwiGLU, LayerScale; positions from an interpolated table or
+rotary (`positions.py`).
 
 Crops of several sizes go through in one call: linears and norms see the tokens of all of them joined,
 attention runs once a crop size. The network draws no random numbers: masks and drop path come from outside.
 It has no classifier and no heads (`heads.py`), and knows no weight layout but its own (`weights.py`).
 
 Sources: Dosovitskiy et al. 2020 (ViT), Touvron et al. 2021 (LayerScale), Oquab et al. 2023 (DINOv2), Darcet
-et al. 2023 (registers), Shazeer 2020 (SwiGLU). Parameter names are those of Meta's published DINOv2
-weights.
+et al. 2023 (registers), Shazeer 2020 (SwiGLU), Siméoni et al. 2025 (DINOv3: rotary positions, no key bias).
+Parameter names are those of Meta's published DINOv2 weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from eosin.errors import RecipeError
 from eosin.models.drop_path import Branch, DropPath, Packing, add_branch
-
-Interpolation = Literal["antialias", "offset"]
+from eosin.models.positions import Interpolation, Rotation, resize_positions, rotate, rotation
 
 PLAIN_ATTENTION_TOKENS = 512
 """Most tokens for which attention may hold its [N, N] weights in memory (`attend`)."""
@@ -34,17 +33,24 @@ PLAIN_ATTENTION_TOKENS = 512
 class EncoderConfig(BaseModel):
     """Everything that fixes the network; weights aside."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     width: int = Field(gt=0)
     depth: int = Field(gt=0)
     heads: int = Field(gt=0)
     patch: int = Field(gt=0, description="side of a patch in pixels")
-    grid: int = Field(gt=0, description="side of the native position table in patches")
+    grid: int = Field(gt=0, description="side of the native grid in patches: that of the position table, if any")
     registers: int = Field(default=0, ge=0)
     ffn: Literal["mlp", "swiglu"] = "mlp"
     mlp_ratio: float = Field(default=4.0, gt=0)
     layer_scale: float | None = Field(default=None, gt=0, description="initial value; none: no LayerScale")
+    qkv_bias: Literal["full", "no_key", "none"] = Field(
+        default="full", description="bias of queries, keys and values; no_key: that of the keys stays 0 (DINOv3)"
+    )
+    positions: Literal["table", "rotary"] = Field(
+        default="table", description="a learned table added to the tokens, or rotary (DINOv3; `positions.py`)"
+    )
+    rotary_base: float = Field(default=100.0, gt=1, description="longest period of rotary positions (not reached)")
     class_position: bool = Field(default=True, description="the position table has a row for CLS")
     interpolation: Interpolation = Field(
         default="antialias",
@@ -64,7 +70,14 @@ class EncoderConfig(BaseModel):
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.drop_path_form == "subset" and self.drop_path_law == "linear":
             raise ValueError("the subset form of drop path has one rate for all layers")
+        if self.positions == "rotary" and self.head_dim % 4:
+            raise ValueError(f"rotary positions need heads of a multiple of 4 channels, not {self.head_dim}")
         return self
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
 
     @property
     def ffn_hidden(self) -> int:
@@ -114,22 +127,38 @@ class PatchEmbed(nn.Module):
         return [part.unflatten(0, (len(crop), -1)) for part, crop in zip(parts, crops, strict=True)]
 
 
+class NoKeyBias(nn.Linear):
+    """The linear of queries, keys and values whose keys have no bias: their third of `bias` is not used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] -> [T, 3 D]."""
+        query, key, value = self.bias.chunk(3)
+        return F.linear(x, self.weight, torch.cat([query, torch.zeros_like(key), value]))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention inside each crop, over joined tokens of several crop sizes."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        width = config.width
+        self.heads = config.heads
+        self.qkv = (NoKeyBias if config.qkv_bias == "no_key" else nn.Linear)(
+            width, 3 * width, bias=config.qkv_bias != "none"
+        )
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """[sum B_k * N_k, D] -> the same shape."""
         mixed = []
         parts = self.qkv(x).split(packing.rows)
-        for part, crops, tokens in zip(parts, packing.crops, packing.tokens, strict=True):
+        rotations = packing.rotations or [None] * len(parts)
+        for part, crops, tokens, by in zip(parts, packing.crops, packing.tokens, rotations, strict=True):
             qkv = part.view(crops, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, h, N, d]
-            out = attend(*qkv.unbind(0))  # [B, h, N, d]
+            q, k, v = qkv.unbind(0)  # [B, h, N, d] each
+            if by is not None:
+                q, k = rotate(q, by), rotate(k, by)
+            out = attend(q, k, v)  # [B, h, N, d]
             mixed.append(out.transpose(1, 2).reshape(crops * tokens, -1))  # [B * N, D]
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
@@ -194,7 +223,7 @@ class Block(nn.Module):
         super().__init__()
         width, scale = config.width, config.layer_scale
         self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
-        self.attn = Attention(width, config.heads)
+        self.attn = Attention(config)
         self.ls1 = nn.Identity() if scale is None else LayerScale(width, scale)
         self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = (Mlp if config.ffn == "mlp" else SwiGlu)(width, config.ffn_hidden)
@@ -232,7 +261,8 @@ class ViT(nn.Module):
         width = config.width
         self.patch_embed = PatchEmbed(config.patch, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.class_position + config.grid**2, width))
+        rows = config.class_position + config.grid**2 if config.positions == "table" else 0
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows, width)) if rows else None
         self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, width)) if config.registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, width))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
@@ -247,14 +277,16 @@ class ViT(nn.Module):
         for parameter in (conv.weight, conv.bias):
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
         nn.init.normal_(self.cls_token, std=1e-6, generator=generator)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
         if self.register_tokens is not None:
             nn.init.normal_(self.register_tokens, std=1e-6, generator=generator)
         nn.init.zeros_(self.mask_token)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
             elif isinstance(module, LayerScale):
@@ -276,7 +308,8 @@ class ViT(nn.Module):
         draw for another number of crops.
         """
         tokens = self.embed(images, masks)  # [B_k, 1 + R + N_k, D] each
-        packing = Packing(tuple(len(t) for t in tokens), tuple(t.shape[1] for t in tokens))
+        rotations = self.rotations(images) if self.config.positions == "rotary" else None
+        packing = Packing(tuple(len(t) for t in tokens), tuple(t.shape[1] for t in tokens), rotations)
         layers = drops.branches() if drops is not None and drops.draws else [None] * self.config.depth
         if drops is not None and drops.draws:
             wanted = tuple(count * drops.tiles for count in drops.crops)
@@ -304,48 +337,26 @@ class ViT(nn.Module):
         for image, mask, patches in zip(images, masks, self.patch_embed(images), strict=True):
             if mask is not None:
                 patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-            head, table = self.positions(self.patch_embed.grid_of(image))
-            prefix = [self.cls_token + head]  # [1, 1, D]
-            if self.register_tokens is not None:
-                prefix.append(self.register_tokens)
-            patches = patches + table
+            cls = self.cls_token  # [1, 1, D]
+            if self.pos_embed is not None:
+                head, table = self.positions(self.patch_embed.grid_of(image))
+                cls, patches = cls + head, patches + table
+            prefix = [cls] if self.register_tokens is None else [cls, self.register_tokens]
             ahead = torch.cat(prefix, 1).to(patches.dtype)
             out.append(torch.cat([ahead.expand(len(image), -1, -1), patches], 1))
         return out
 
+    def rotations(self, images: Sequence[Tensor]) -> tuple[Rotation, ...]:
+        """The rotary positions of crops of each size."""
+        config, device = self.config, self.cls_token.device
+        return tuple(
+            rotation(self.patch_embed.grid_of(image), 1 + config.registers, config.head_dim, config.rotary_base, device)
+            for image in images
+        )
+
     def positions(self, size: tuple[int, int]) -> tuple[Tensor | float, Tensor]:
-        """What is added to CLS ([1, 1, D]; 0 without a CLS row) and to `size` patches ([1, h * w, D])."""
+        """What the table adds to CLS ([1, 1, D]; 0 without a CLS row) and to `size` patches ([1, h * w, D])."""
+        assert self.pos_embed is not None
         rows = int(self.config.class_position)
         head = self.pos_embed[:, :1] if rows else 0.0
         return head, resize_positions(self.pos_embed[:, rows:], size, self.config.interpolation)
-
-
-def resize_positions(table: Tensor, size: tuple[int, int], rule: Interpolation) -> Tensor:
-    """Bring a square position table [1, g * g, D] to `size` = (h, w) patches: [1, h * w, D].
-
-    At its own grid it is returned as it is.
-
-    Bicubic resampling is linear and separable, so it is two small matrix products: deterministic on every
-    device, and cheap to differentiate. Runs in the table's own precision, autocast or not.
-    """
-    grid = round(table.shape[1] ** 0.5)
-    if size == (grid, grid):
-        return table
-    with torch.autocast(table.device.type, enabled=False):
-        down, across = (_resampling(grid, n, rule, table.device).to(table.dtype) for n in size)
-        square = table.view(grid, grid, -1)
-        rows = (down @ square.flatten(1)).view(size[0], grid, -1)  # [h, g, D]
-        return (across @ rows).flatten(0, 1)[None]  # [1, h * w, D]
-
-
-@lru_cache(maxsize=128)
-def _resampling(grid: int, count: int, rule: Interpolation, device: torch.device) -> Tensor:
-    """Bicubic weights [count, grid] that take `grid` samples to `count`."""
-    # A cached tensor that was made in inference mode could never take part in training.
-    with torch.inference_mode(False), torch.no_grad():
-        unit = torch.eye(grid, device="cpu")[None, None]
-        if rule == "antialias":
-            weights = F.interpolate(unit, size=(count, grid), mode="bicubic", antialias=True)
-        else:
-            weights = F.interpolate(unit, scale_factor=((count + 0.1) / grid, 1.0), mode="bicubic")
-        return weights[0, 0].to(device)

@@ -1,13 +1,8 @@
-"""Reads published encoder weights: one key map a layout, strict after mapping.
+"""Reads weights files and loads a state into our `ViT`, strictly.
 
-Layouts: "eosin" (the state of our `ViT`), "meta" (DINO, DINOv2: chunked block names, training checkpoints
-with teacher and heads) and "timm". Files are read without running code from them: safetensors, or
-torch.load with weights_only. What a model is called and how it is built is in `presets.py`; nothing is
-downloaded here.
-
-The position table exists with and without a CLS row. Both say the same function: a CLS row is only ever
-added to the CLS token, so it can be folded into that token, and a table without one equals a table whose
-CLS row is zero.
+Files are read without running code from them: safetensors, or torch.load with weights_only. Whose names a state
+uses is `layouts.py`; what a model is called and how it is built is `presets.py`; where weights come from is
+`start.py`.
 """
 
 from __future__ import annotations
@@ -22,30 +17,22 @@ import torch
 from torch import Tensor
 
 from eosin.errors import WeightsError
-from eosin.models.vit import EncoderConfig, ViT, resize_positions
-
-Layout = Literal["eosin", "timm", "meta"]
-State = dict[str, Tensor]
+from eosin.models.layouts import (
+    OPTIONAL,
+    Layout,
+    State,
+    guess_layout,
+    is_ignored,
+    meta_periods,
+    resize_table,
+    table_grid,
+    to_ours,
+)
+from eosin.models.positions import Interpolation, rotary_periods
+from eosin.models.vit import EncoderConfig, ViT
 
 WRAPPERS = ("teacher", "model", "state_dict")
 """Keys under which published checkpoints keep the state, in the order in which they are looked for."""
-META_PREFIXES = ("teacher.backbone.", "module.backbone.", "backbone.", "module.")
-"""Prefixes of the encoder in Meta's checkpoints; the first of these that occurs is stripped."""
-IGNORED: dict[Layout, tuple[str, ...]] = {
-    "eosin": (),
-    "timm": ("head.",),
-    "meta": (
-        "head.", "dino_head.", "ibot_head.", "module.head.",
-        "teacher.dino_head.", "teacher.ibot_head.", "student.", "dino_loss.", "ibot_patch_loss.",
-    ),
-}  # fmt: skip
-"""Parts that are not the encoder and are left out, by name. Any other unknown key is an error."""
-OPTIONAL: dict[Layout, tuple[str, ...]] = {
-    "eosin": (),
-    "timm": ("mask_token",),
-    "meta": ("mask_token",),
-}
-"""Parameters that a layout may lack (DINO v1 and timm know no mask token); they keep their start value."""
 SHOWN = 3
 """How many keys an error names."""
 
@@ -56,18 +43,20 @@ class LoadReport:
 
     layout: Layout
     loaded: int
-    """Tensors that were loaded."""
+    """Tensors of the encoder that were set."""
     ignored: tuple[str, ...]
-    """Keys of the source that were left out because `IGNORED` names them."""
+    """Keys of the source that were left out because they name parts that are not the encoder."""
     kept: tuple[str, ...]
     """Our parameters that the layout lacks; they keep their start value."""
     resized: tuple[int, int] | None
     """Grid of the source's position table and ours, if they differ and it was resampled."""
+    rule: Interpolation | None = None
+    """The rule by which it was resampled."""
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors in {self.layout} layout"]
         if self.resized:
-            parts.append(f"position table {self.resized[0]} -> {self.resized[1]}")
+            parts.append(f"position table {self.resized[0]} -> {self.resized[1]} ({self.rule})")
         if self.ignored:
             parts.append(f"left out {_some(self.ignored)}")
         if self.kept:
@@ -109,77 +98,32 @@ def read_state(path: str | Path) -> State:
     return {str(key): value for key, value in state.items()}
 
 
-def from_timm(state: Mapping[str, Tensor], config: EncoderConfig) -> State:
-    """Names of timm's VisionTransformer -> ours.
-
-    Keys that `IGNORED` names are left out, unknown ones stay as they are.
-    """
-    renamed = {}
-    for key, value in state.items():
-        if _is_ignored(key, "timm"):
-            continue
-        key = "register_tokens" if key == "reg_token" else key
-        if config.ffn == "swiglu":
-            key = key.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3.")
-        renamed[key] = value
-    return _fit_class_row(renamed, config.class_position)
-
-
-def to_timm(state: Mapping[str, Tensor], config: EncoderConfig, img_size: int | None = None) -> State:
-    """Our names -> those of the timm model that `timm_arch(config, img_size)` describes.
-
-    The mask token is left out. timm's models with registers have no CLS row; it is folded into the CLS
-    token. timm resamples position tables by the "antialias" rule only, so with the "offset" rule the table is
-    brought to `img_size` px here.
-    """
-    folded = _fit_class_row(state, config.class_position and not config.registers)
-    if config.interpolation == "offset" and img_size is not None:
-        folded = _resize_table(folded, img_size // config.patch, config)
-    renamed = {}
-    for key, value in folded.items():
-        if key == "mask_token":
-            continue
-        key = "reg_token" if key == "register_tokens" else key
-        key = key.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")
-        renamed[key] = value.detach()
-    return renamed
-
-
-def from_meta(state: Mapping[str, Tensor], config: EncoderConfig) -> State:
-    """Names of Meta's DINO and DINOv2 -> ours: no prefix, no chunks (blocks.0.3.norm1).
-
-    Of a whole training checkpoint the teacher's encoder is taken. Keys that `IGNORED` names are left out,
-    unknown ones stay as they are.
-    """
-    prefix = next((p for p in META_PREFIXES if any(key.startswith(p) for key in state)), "")
-    renamed = {}
-    for key, value in state.items():
-        if _is_ignored(key, "meta"):
-            continue
-        # The number inside a chunk counts through all chunks, so the chunk's own is simply dropped.
-        renamed[re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key.removeprefix(prefix))] = value
-    return _fit_class_row(renamed, config.class_position)
-
-
 def load_encoder(
-    vit: ViT, state: Mapping[str, Tensor], layout: Layout | Literal["auto"] = "auto", source: str = "weights"
+    vit: ViT,
+    state: Mapping[str, Tensor],
+    layout: Layout | Literal["auto"] = "auto",
+    source: str = "weights",
+    published: EncoderConfig | None = None,
+    rule: Interpolation | None = None,
 ) -> LoadReport:
     """Load a state into `vit`: every tensor must find its place and its shape.
 
-    The position table alone is resampled, by the rule of `vit.config.interpolation`, where the grids
-    differ. `source` (a file or model name) opens the error line. Raises WeightsError naming the first
-    missing, unexpected or misshapen keys; `vit` is unchanged then.
+    The position table alone is resampled where the grids differ: by `rule`, else by the one of the models that the
+    layout speaks of, else by that of `vit.config`. `source` (a file or model name) opens the error line;
+    `published` are its settings, where they are known. Raises WeightsError naming the settings in which the weights
+    differ from `vit`, or the first missing, unexpected or misshapen keys; `vit` is unchanged then.
     """
     chosen = guess_layout(state) if layout == "auto" else layout
     if chosen not in get_args(Layout):
         raise WeightsError(f"unknown weight layout {chosen!r}; choose auto, eosin, timm or meta")
     config = vit.config
-    convert = {"timm": from_timm, "meta": from_meta}.get(chosen)
-    ours = convert(state, config) if convert else _fit_class_row(state, config.class_position)
-    grid = _grid_of(ours)
-    resized = None if grid is None or grid == config.grid else (grid, config.grid)
+    refuse_other_encoder(state, chosen, config, source, published)
+    ours = to_ours(state, chosen, config)
+    grid = table_grid(ours)
+    resized = None if grid in (None, config.grid) else (grid, config.grid)
+    rule = rule or _rule_of(state, chosen) or config.interpolation
     if resized:
-        ours = _resize_table(ours, config.grid, config)
+        ours = resize_table(ours, config.grid, rule)
     wanted = vit.state_dict()
     missing = [key for key in wanted if key not in ours and key not in OPTIONAL[chosen]]
     unexpected = [key for key in ours if key not in wanted]
@@ -202,67 +146,95 @@ def load_encoder(
     return LoadReport(
         layout=chosen,
         loaded=len(ours),
-        ignored=tuple(key for key in state if _is_ignored(key, chosen)),
+        ignored=tuple(key for key in state if is_ignored(key, chosen)),
         kept=tuple(key for key in wanted if key not in ours),
         resized=resized,
+        rule=rule if resized else None,
     )
 
 
-def guess_layout(state: Mapping[str, Tensor]) -> Layout:
-    """The layout that the names of a state speak of.
+def refuse_other_encoder(
+    state: Mapping[str, Tensor],
+    layout: Layout,
+    config: EncoderConfig,
+    source: str,
+    published: EncoderConfig | None = None,
+) -> None:
+    """Raise WeightsError where `state` belongs to an encoder of other settings than `config`, naming them.
 
-    Plain ViT names are the same in all three and count as "timm", our own count as "meta".
+    Compared is what the tensors tell (width, depth, patch …) and, from `published`, what they do not: the number
+    of heads, the norms' epsilon, the base of rotary positions.
     """
-    keys = list(state)
-    if any(key.startswith(META_PREFIXES) or re.match(r"blocks\.\d+\.\d+\.", key) for key in keys):
-        return "meta"
-    if "mask_token" in state or "register_tokens" in state:
-        return "meta"
-    return "timm"
+    found = _settings_of(to_ours(state, layout, config))
+    wanted = _settings(config)
+    periods = meta_periods(state)
+    if periods is not None and "width" in found:
+        found["heads"] = found["width"] // (4 * len(periods))
+    if published is not None:
+        found |= {name: getattr(published, name) for name in ("heads", "norm_eps", "rotary_base")}
+    if found.get("qkv_bias") == "no_key" and config.qkv_bias == "full":
+        found["qkv_bias"] = "full"  # a key bias that is zero
+    other = [key for key, value in found.items() if value != wanted[key]]
+    if "width" in other and "ffn_hidden" in other:
+        other.remove("ffn_hidden")  # it goes with the width
+    if other:
+        theirs, ours = (", ".join(f"{key} {values[key]}" for key in other) for values in (found, wanted))
+        raise WeightsError(
+            f"{source}: these weights have {theirs}; the encoder has {ours};"
+            " choose weights and encoder that belong together"
+        )
+    if periods is not None and config.positions == "rotary":
+        expected = rotary_periods(config.head_dim, config.rotary_base)
+        if not torch.allclose(periods.double().cpu(), expected, rtol=2**-8, atol=0):  # bf16 keeps 8 bits
+            raise WeightsError(
+                f"{source}: these weights have rotary periods {periods[0]:g} to {periods[-1]:g}, the encoder"
+                f" {expected[0]:g} to {expected[-1]:g}; set encoder.rotary_base"
+            )
 
 
-def _is_ignored(key: str, layout: Layout) -> bool:
-    return key.startswith(IGNORED[layout]) if IGNORED[layout] else False
+def _settings(config: EncoderConfig) -> dict[str, Any]:
+    """The settings that weights can be compared by."""
+    return {**config.model_dump(), "ffn_hidden": config.ffn_hidden, "layer_scale": config.layer_scale is not None}
+
+
+def _settings_of(state: State) -> dict[str, Any]:
+    """The settings that the tensors of a state in our names tell; none where the telling tensor is missing."""
+    found: dict[str, Any] = {}
+    if "cls_token" in state:
+        found["width"] = state["cls_token"].shape[-1]
+    if "patch_embed.proj.weight" in state:
+        found["patch"] = state["patch_embed.proj.weight"].shape[-1]
+    blocks = [int(key.split(".")[1]) for key in state if re.match(r"blocks\.\d+\.", key)]
+    if not found or not blocks:
+        return {}  # no vision transformer; the keys say it better
+    found["depth"] = max(blocks) + 1
+    biases = [value for key, value in state.items() if key.endswith(".attn.qkv.bias")]
+    keys_have_one = any(bool(bias.chunk(3)[1].any()) for bias in biases)
+    found["qkv_bias"] = "full" if keys_have_one else "no_key" if biases else "none"
+    tokens = state.get("register_tokens")
+    found["registers"] = 0 if tokens is None else tokens.shape[1]
+    found["positions"] = "table" if "pos_embed" in state else "rotary"
+    found["layer_scale"] = "blocks.0.ls1.gamma" in state
+    first, second = (
+        next((state[f"blocks.0.mlp.{name}.weight"] for name in names if f"blocks.0.mlp.{name}.weight" in state), None)
+        for names in (("fc1", "w12"), ("fc2", "w3"))
+    )
+    if first is not None and second is not None:
+        found["ffn_hidden"] = second.shape[1]
+        found["ffn"] = "swiglu" if first.shape[0] == 2 * second.shape[1] else "mlp"
+    return found
+
+
+def _rule_of(state: Mapping[str, Tensor], layout: Layout) -> Interpolation | None:
+    """The rule by which the models that the names speak of resample their table: with registers Meta's DINOv2 has
+    another one than without, and than DINO. None where the names do not tell.
+    """
+    if layout != "meta":
+        return None
+    return "antialias" if any(key.endswith("register_tokens") for key in state) else "offset"
 
 
 def _some(keys: Iterable[str]) -> str:
     """The first few of `keys`, for one line."""
     names = list(keys)
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
-
-
-def _grid_of(state: Mapping[str, Tensor]) -> int | None:
-    """Side of the position table with or without CLS row, None if there is none or it is not square."""
-    table = state.get("pos_embed")
-    if table is None or table.ndim != 3:
-        return None
-    rows = table.shape[1]
-    # g * g and g * g + 1 are never both squares, so the number of rows tells whether there is a CLS row.
-    grid = int(rows**0.5)
-    return grid if grid > 0 and rows - grid**2 in (0, 1) else None
-
-
-def _has_class_row(table: Tensor) -> bool:
-    return table.shape[1] == int(table.shape[1] ** 0.5) ** 2 + 1
-
-
-def _fit_class_row(state: Mapping[str, Tensor], wanted: bool) -> State:
-    """Give the position table a zero CLS row, or fold its CLS row into the CLS token."""
-    out = dict(state)
-    table, token = out.get("pos_embed"), out.get("cls_token")
-    if table is None or token is None or _grid_of(out) is None or _has_class_row(table) == wanted:
-        return out
-    if wanted:
-        out["pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
-    else:
-        out["cls_token"] = token + table[:, :1]
-        out["pos_embed"] = table[:, 1:]
-    return out
-
-
-def _resize_table(state: Mapping[str, Tensor], grid: int, config: EncoderConfig) -> State:
-    """Resample the patch rows of the position table to `grid` x `grid` by the rule of `config`."""
-    table = state["pos_embed"].detach().float()
-    first = int(_has_class_row(table))
-    patches = resize_positions(table[:, first:], (grid, grid), config.interpolation)
-    return {**state, "pos_embed": torch.cat([table[:, :first], patches], dim=1)}

@@ -21,12 +21,15 @@ class ObjectiveConfig(BaseModel):
     head_hidden: int = Field(2048, ge=1)
     dino_bottleneck: int = Field(256, ge=1)
     ibot_bottleneck: int = Field(256, ge=1)
+    shared_head: bool = Field(False, description="masked patches go through the DINO head too (DINOv2's short recipe)")
     train_gain: bool = Field(True, description="whether the prototypes' weight-norm gain is trained")
     targets: Literal["sinkhorn", "centering"] = "sinkhorn"
     sinkhorn_iterations: int = Field(3, ge=1)
     center_momentum: float = Field(0.9, ge=0, le=1)
     student_temperature: float = Field(0.1, gt=0)
-    uniformity: Literal["kde", "koleo", "none"] = "kde"
+    uniformity: Literal["kde", "koleo", "none", "kde-inverted"] = Field(
+        "kde", description="kde-inverted rewards collapse, as three public code bases do: for studies only"
+    )
     uniformity_weight: float = Field(0.05, ge=0)
     kappa: float = Field(5.0, gt=0, description="concentration of the KDE's kernel")
     mask_probability: float = Field(0.5, ge=0, le=1, description="share of global crops that are masked")
@@ -36,4 +39,9 @@ class ObjectiveConfig(BaseModel):
     def _ordered(self) -> ObjectiveConfig:
         if self.mask_ratio[0] > self.mask_ratio[1]:
             raise ValueError(f"mask_ratio {self.mask_ratio}: give the smaller share first")
+        if self.shared_head and (self.dino_prototypes, self.dino_bottleneck) != (
+            self.ibot_prototypes,
+            self.ibot_bottleneck,
+        ):
+            raise ValueError("with shared_head the ibot_ prototypes and bottleneck must equal the dino_ ones")
         return self

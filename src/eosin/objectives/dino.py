@@ -5,30 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eosin.objectives.precision import at_least_fp32
+from eosin.models import Scores
+from eosin.objectives.cross_entropy import cross_entropy
 
 
-def cross_entropy(student: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:
-    """-Σ_k target · log softmax(student / temperature), per row.
+def view_losses(student: Scores, target: Tensor, temperature: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy over tiles of every student view against every other teacher view, over the number of pairs.
 
-    student: logits [..., K]; target: distributions [..., K] whose rows sum to 1. Returns [...].
+    student: of the G global and L local crops of B tiles, view-major [(G+L)·B rows]; target: distributions [G, B, K].
+    Returns (global term, local term), each divided by all G·(G-1) + L·G pairs, as DINOv2 does; their sum is DINO's
+    loss. A global crop is not compared with itself. Cross-entropy is linear in the target, so the teacher's views are
+    summed first and each student view is read once.
     """
-    log_student = torch.log_softmax(at_least_fp32(student) / temperature, dim=-1)
-    return -(target * log_student).sum(dim=-1)
-
-
-def view_pairs(student: Tensor, target: Tensor, temperature: float = 0.1, skip_same_view: bool = False) -> Tensor:
-    """Sum over (student view, teacher view) pairs of the mean cross-entropy over tiles.
-
-    student: logits [S, B, K] of S views; target: distributions [T, B, K] of T views. With `skip_same_view` pairs of
-    equal view number are left out (a global crop against itself). Returns a scalar. Cross-entropy is linear in the
-    target, so the T targets are summed first and each student view is read once.
-    """
-    log_student = torch.log_softmax(at_least_fp32(student) / temperature, dim=-1)  # [S, B, K]
+    g, b, _ = target.shape
+    views = len(student.points) // b
+    pairs = g * (g - 1) + g * (views - g)
     total = target.sum(dim=0)  # [B, K]
-    tiles = student.shape[1]
-    loss = log_student.new_zeros(())
-    for view in range(student.shape[0]):
-        wanted = total - target[view] if skip_same_view and view < target.shape[0] else total
-        loss = loss - (wanted * log_student[view]).sum() / tiles
-    return loss
+    weight = torch.full((len(student.points),), 1.0 / (b * pairs), device=target.device, dtype=target.dtype)
+
+    def of_globals(first: int, last: int) -> Tensor:
+        view, tile = _view_and_tile(first, last, b, target.device)
+        return total[tile] - target[view, tile]
+
+    def of_locals(first: int, last: int) -> Tensor:
+        return total[_view_and_tile(first, last, b, target.device)[1]]
+
+    crossed = cross_entropy(student.rows(0, g * b), of_globals, weight[: g * b], temperature)
+    if views == g:
+        return crossed, torch.zeros_like(crossed)
+    return crossed, cross_entropy(student.rows(g * b, views * b), of_locals, weight[g * b :], temperature)
+
+
+def _view_and_tile(first: int, last: int, tiles: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows = torch.arange(first, last, device=device)
+    return torch.div(rows, tiles, rounding_mode="floor"), rows % tiles

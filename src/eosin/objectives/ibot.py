@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from eosin.objectives.dino import cross_entropy
+from eosin.models import Scores
+from eosin.objectives.cross_entropy import Targets, cross_entropy
 
 
 def masked_patches(
-    student: Tensor, target: Tensor, patch_weight: Tensor, crops: int, temperature: float = 0.1
+    student: Scores, targets: Targets, patch_weight: Tensor, crops: int, temperature: float = 0.1
 ) -> Tensor:
     """Per masked crop the mean over its masked patches, summed over crops, divided by all global crops.
 
-    student: logits [P, K] of all masked patches; target: distributions [P, K]; patch_weight: [P], 1 / (number of
-    masked patches in that patch's crop); crops: number of global crops, masked or not (2B). Returns a scalar, as in
+    student: scores of all P masked patches; targets: rows of their distributions [P, K]; patch_weight: [P], 1 / (number
+    of masked patches in that patch's crop); crops: number of global crops, masked or not (2B). Returns a scalar, as in
     DINOv2: half the crops are masked, so the effective weight on a masked crop is one half.
     """
-    return (cross_entropy(student, target, temperature) * patch_weight).sum() / crops
+    return cross_entropy(student, targets, patch_weight / crops, temperature)

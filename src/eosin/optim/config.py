@@ -23,4 +23,7 @@ class OptimConfig(SchedulesConfig):
     )
     patch_embed_factor: float = Field(1.0, ge=0, description="learning-rate factor of the patch embedding")
     clip: float = Field(3.0, gt=0, description="largest gradient norm")
-    clip_by: Literal["module", "tensor"] = "module"
+    clip_by: Literal["module", "tensor"] = Field("module", description="module: DINOv2; tensor: DINO v1")
+    last_layer_freeze: Literal["rate", "gradient"] = Field(
+        "rate", description="rate: learning rate 0, Adam's averages move (DINOv2); gradient: nothing moves (DINO v1)"
+    )

@@ -29,6 +29,7 @@ class SchedulesConfig(BaseModel):
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
     teacher_temperature_steps: Steps = "30%"
     freeze_last_layer_steps: Steps = "1%"
+    freeze_encoder_steps: Steps = Field(0, description="heads-first warm-up: only the heads learn so long")
     uniformity_ramp: tuple[float, float] | None = None
 
     def peak_lr(self, batch: int) -> float:
@@ -45,7 +46,9 @@ class Schedules:
     """One array of length `steps` for each scheduled value."""
 
     lr: FloatArray
+    encoder_lr: FloatArray
     last_layer_lr: FloatArray
+    last_layer_frozen: FloatArray
     weight_decay: FloatArray
     momentum: FloatArray
     teacher_temperature: FloatArray
@@ -87,8 +90,9 @@ def step_count(value: Steps, steps: int) -> int:
 def make_schedules(config: SchedulesConfig, steps: int, batch: int) -> Schedules:
     """All schedules of a run of `steps` optimiser steps at a global batch of `batch` tiles."""
     lr = cosine(config.peak_lr(batch), config.min_lr, steps, step_count(config.warmup_steps, steps))
-    last = lr.copy()
-    last[: step_count(config.freeze_last_layer_steps, steps)] = 0.0
+    numbers = np.arange(steps)
+    encoder_frozen = numbers < step_count(config.freeze_encoder_steps, steps)
+    last_frozen = numbers < step_count(config.freeze_last_layer_steps, steps)
     ramp = np.ones(steps)
     if config.uniformity_ramp is not None:
         begin, end = config.uniformity_ramp
@@ -96,7 +100,9 @@ def make_schedules(config: SchedulesConfig, steps: int, batch: int) -> Schedules
         ramp = np.clip((share - begin) / max(end - begin, 1e-12), 0.0, 1.0)
     return Schedules(
         lr=lr,
-        last_layer_lr=last,
+        encoder_lr=lr * ~encoder_frozen,
+        last_layer_lr=lr * ~last_frozen,
+        last_layer_frozen=last_frozen.astype(np.float64),
         weight_decay=cosine(*config.weight_decay, steps),
         momentum=cosine(*config.momentum, steps),
         teacher_temperature=linear_then_flat(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from eosin import figures
 from eosin.report.page import Html, Section, element, number
@@ -30,7 +30,7 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "What the embeddings are like": {
         "rankme": (
             "RankMe",
-            "directions in use: near the embedding width D means all, falling towards 1 means collapse",
+            "directions in use: the more the better, falling towards 1 means collapse",
         ),
         "odcorr": (
             "ODCorr",
@@ -38,9 +38,19 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "uniformity": ("Uniformity", "lower is more evenly spread over the sphere; 0 means collapse"),
         "knn": ("k-NN probe", "how often the nearest labelled tiles share the class; higher is better"),
+        "teacher_entropy": (
+            "Teacher entropy",
+            "how undecided the teacher is between prototypes, in nats, before targets are balanced; 0 is one prototype "
+            "a tile, and neither end is good",
+        ),
+        "prototypes_used": (
+            "Prototypes used",
+            "share that is the first choice of some watched tile, of those that could be; near 0 means collapse",
+        ),
     },
     "Schedule and speed": {
         "lr": ("Learning rate", "after warm-up, as the recipe has it"),
+        "encoder_lr": ("Learning rate, encoder", "zero while only the heads learn"),
         "last_layer_lr": ("Learning rate, last layer", "zero while the prototypes are frozen"),
         "weight_decay": ("Weight decay", "as the recipe has it"),
         "momentum": ("Teacher momentum", "1 means that the teacher stands still"),
@@ -48,10 +58,39 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "uniformity_ramp": ("Ramp of the uniformity term", "share of its weight that is in force"),
         "grad_norm": ("Gradient norm", "before clipping; spikes are normal, steady growth is not"),
         "img_s": ("Tiles per second", "a falling rate usually means slow slide reading"),
+        "data_wait": ("Data wait", "share of the time that steps stood still for want of tiles; should be near 0"),
         "mfu": ("MFU", "share of the device's datasheet peak that is used"),
     },
 }
-_NOT_CURVES = frozenset({"step", "tiles", "seconds", "time", "epoch"})
+_NOT_CURVES = frozenset({"step", "tiles", "seconds", "time", "epoch", "last_layer_frozen"})
+
+
+class Level(NamedTuple):
+    """A dashed line in a chart, and what it stands for."""
+
+    value: float
+    words: str
+
+
+def levels_of(recipe: Mapping[str, Any]) -> dict[str, Level]:
+    """The most that RankMe and teacher entropies can be, as far as the recipe tells: by name of the number."""
+
+    def value(group: str, key: str) -> int:
+        found = recipe.get(group)
+        found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, int) and found > 0 else 0
+
+    levels = {}
+    width, tiles = value("encoder", "width"), value("run", "monitor_tiles")
+    if width and tiles and tiles < width:
+        levels["rankme"] = Level(tiles, f"the {tiles} watched tiles, fewer than the width {width}")
+    elif width:
+        levels["rankme"] = Level(width, f"the embedding width {width}")
+    shared = isinstance(goal := recipe.get("objective"), dict) and goal.get("shared_head")
+    for name, head in (("teacher_entropy", "dino"), ("teacher_entropy/ibot", "dino" if shared else "ibot")):
+        if count := value("objective", f"{head}_prototypes"):
+            levels[name] = Level(math.log(count), f"ln {number(count)}, no preference")
+    return levels
 
 
 def series(metrics: Sequence[dict[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
@@ -71,17 +110,20 @@ def series(metrics: Sequence[dict[str, Any]]) -> dict[str, tuple[list[float], li
     return found
 
 
-def curves_section(metrics: Sequence[dict[str, Any]], width: int | None = None) -> Section:
-    """All curves in groups; `width` is the embedding dimension D, drawn as the most that RankMe can be."""
-    curves = series(metrics)
+def curves_section(metrics: Sequence[dict[str, Any]], levels: Mapping[str, Level] | None = None) -> Section:
+    """All curves in groups, with `levels` drawn by the name of the number."""
+    curves, levels = series(metrics), levels or {}
+    for name in ("encoder_lr", "last_layer_lr"):  # most recipes have one learning rate for all
+        if name in curves and curves[name] == curves.get("lr"):
+            del curves[name]
     body: list[Html] = []
     for title, known in _GROUPS.items():
         names = [name for start in known for name in curves if _belongs(name, start)]
-        charts = [_chart(name, curves.pop(name), known, width) for name in dict.fromkeys(names)]
+        charts = [_chart(name, curves.pop(name), known, levels.get(name)) for name in dict.fromkeys(names)]
         if charts:
             body += [element("h3", title), element("div", charts, class_="charts")]
     if curves:
-        charts = [_chart(name, points, {}, width) for name, points in curves.items()]
+        charts = [_chart(name, points, {}, None) for name, points in curves.items()]
         body += [element("h3", "Other"), element("div", charts, class_="charts")]
     how = (
         "Each number against the optimiser step, its last value on the right; a healthy run has a falling "
@@ -96,23 +138,19 @@ def _belongs(name: str, known: str) -> bool:
 
 
 def _chart(
-    name: str,
-    points: tuple[list[float], list[float]],
-    known: dict[str, tuple[str, str]],
-    width: int | None,
+    name: str, points: tuple[list[float], list[float]], known: dict[str, tuple[str, str]], level: Level | None
 ) -> Html:
     steps, values = points
     start = next((key for key in known if _belongs(name, key)), "")
     title, hint = known.get(start, (name, ""))
     if start and name != start:
-        title = f"{title}: {name[len(start) + 1 :]}"
-    reference = float(width) if name == "rankme" and width else None
-    if reference:
-        hint = hint.replace("the embedding width D", f"the embedding width D = {width} (dashed)")
+        part = name[len(start) + 1 :]
+        title = f"{title}: {'iBOT' if part == 'ibot' else part}"
+    if level:
+        hint = f"{hint}; dashed: {level.words}"
     first, last = (f"{number(values[at])} at step {number(steps[at])}" for at in (0, -1))
     alt = f"{title} from {first} to {last}"
-    drawing = element(
-        "div", Html(figures.line_chart(steps, values, name, reference=reference)), role="img", aria_label=alt
-    )
+    chart = figures.line_chart(steps, values, name, reference=level.value if level else None)
+    drawing = element("div", Html(chart), role="img", aria_label=alt)
     head = element("header", element("b", title), element("span", number(values[-1]), class_="number"))
     return element("figure", head, drawing, element("figcaption", hint) if hint else "", class_="chart")

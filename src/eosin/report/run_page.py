@@ -19,7 +19,9 @@ from eosin.errors import DataError, EosinError
 from eosin.files import PathLike, write_text
 from eosin.marks import read_marked
 from eosin.report import pictures, tables
-from eosin.report.curves import curves_section
+from eosin.report.alarms import alarms_section
+from eosin.report.attention import attention_section
+from eosin.report.curves import curves_section, levels_of
 from eosin.report.page import Html, Section, duration, element, number, render_page
 from eosin.runs import RunFolder, read_lines
 
@@ -45,8 +47,8 @@ def write_run_report(
     H, W, 3]), the trained one and its random twin. `results`, `comparisons`: records of results.json
     ({task, metric, mean, ci_low, ci_high, n, chance, model, …}) and comparisons.json ({task, metric,
     model or a, against or b, difference = a − b, ci_low, ci_high, p}). `cohort`: eosin.slides.Cohort.
-    `command`: what made the run. `captions`: a sentence for a section (curves, tiles, views, patches,
-    neighbours, probe, slides, recipe) or for a task by its name. Raises DataError where `run` is no
+    `command`: what made the run. `captions`: a sentence for a section (alarms, curves, tiles, views, attention,
+    patches, neighbours, probe, slides, recipe) or for a task by its name. Raises DataError where `run` is no
     folder, OutputError where `out` cannot be written.
     """
     run = run if isinstance(run, RunFolder) else RunFolder(run)
@@ -55,14 +57,11 @@ def write_run_report(
     captions = captions or {}
     record = read_record(run)
     encoders = {name: one for name, one in ((TRAINED, encoder), (RANDOM, random_encoder)) if one is not None}
-    width = _at(record.recipe, "encoder", "width")
-    curves = curves_section(record.metrics, width if isinstance(width, int) else None)
-    if "metrics" in record.problems:
-        curves.missing = record.problems["metrics"]
     names = {str(one.model_hash): name for name, one in encoders.items() if getattr(one, "model_hash", "")}
     results, comparisons = named(results, names), named(comparisons, names)
     sections = [
-        curves,
+        alarms_section(record.alarms),
+        curves_section(record.metrics, levels_of(record.recipe)),
         tables.probe_section(results, comparisons, captions),
         *_picture_sections(record, encoders),
     ]
@@ -71,10 +70,9 @@ def write_run_report(
     else:
         sections.append(tables.slides_section(cohort))
     command = command or str(record.identity.get("command") or "")
-    reproduce = tables.recipe_section(record.recipe, record.marks, command)
-    if "recipe" in record.problems:
-        reproduce.missing = record.problems["recipe"]
-    sections.append(reproduce)
+    sections.append(tables.recipe_section(record.recipe, record.marks, command))
+    for section in sections:
+        section.missing = record.problems.get(section.key, section.missing)
     name = str(record.recipe.get("name") or run.root.name)
     page = render_page(f"{name} · eosin", _header(record, name, encoder, cohort), sections, captions)
     write_text(out, page)
@@ -105,8 +103,8 @@ def named(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[dict
 
 @dataclass
 class Record:
-    """What a run folder holds at the moment of reading; `problems` says in one sentence why a part is
-    absent.
+    """What a run folder holds at the moment of reading; `problems` says in one sentence why a section is absent, by
+    its key, or the sample.
     """
 
     run: RunFolder
@@ -114,6 +112,7 @@ class Record:
     marks: dict[str, str] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
     unreadable: int = 0
     sample: pictures.Sample | None = None
     problems: dict[str, str] = field(default_factory=dict)
@@ -129,11 +128,9 @@ def read_record(run: RunFolder) -> Record:
             record.recipe, record.marks = read_marked(run.recipe)
         except EosinError as error:
             record.problems["recipe"] = f"{error}."
-    try:
-        record.metrics = [row for row in run.read_metrics() if isinstance(row, dict)]
-        record.unreadable = len(read_lines(run.ledger))
-    except (EosinError, UnicodeDecodeError) as error:
-        record.problems["metrics"] = f"{error}."
+    record.metrics = _rows(record, run.metrics, "curves")
+    record.alarms = _rows(record, run.alarms, "alarms")
+    record.unreadable = len(_rows(record, run.ledger, "ledger"))
     if run.identity.is_file():
         record.identity = _mapping(run.identity)
     try:
@@ -145,11 +142,20 @@ def read_record(run: RunFolder) -> Record:
     return record
 
 
+def _rows(record: Record, path: Path, key: str) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file that may be growing; none, and a problem noted, where it cannot be read."""
+    try:
+        return [row for row in read_lines(path) if isinstance(row, dict)]
+    except (EosinError, OSError, UnicodeDecodeError) as error:
+        record.problems[key] = f"{error}."
+        return []
+
+
 def _mapping(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty where it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -159,13 +165,14 @@ def _picture_sections(record: Record, encoders: dict[str, Any]) -> list[Section]
     titles = {
         "tiles": "Tiles",
         "views": "Views",
+        "attention": "Attention",
         "patches": "Patch tokens",
         "neighbours": "Nearest neighbours",
     }
     if record.sample is None:
         return [Section(key, title, missing=record.problems["sample"]) for key, title in titles.items()]
     sample = record.sample
-    made = [pictures.tiles_section(sample), pictures.views_section(sample)]
+    made = [pictures.tiles_section(sample), pictures.views_section(sample), attention_section(record.run, sample)]
     if encoders:
         return [
             *made,
@@ -257,6 +264,8 @@ def _status(record: Record, last: dict[str, float]) -> str:
         words += f" of {'at most ' if timed else ''}{number(total)}"
         words += ", finished" if max([*saved, last["step"]]) >= total else ""
     words += f" · last checkpoint at step {number(saved[-1])}" if saved else " · no checkpoint yet"
+    if count := len(record.alarms):
+        words += f" · {number(count)} alarm{'s' * (count != 1)}"
     if record.unreadable:
         words += f" · {number(record.unreadable)} tiles could not be read (ledger.jsonl)"
     return f"{words} · page written {time.strftime('%Y-%m-%d %H:%M %Z')}"

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from eosin.errors import ResumeError
 from eosin.features import export_model
 from eosin.models import ViT
-from eosin.training.checkpoint import load_encoder_state
-from eosin.training.loop import open_run
+from eosin.training.checkpoint import average_encoder_state, load_encoder_state
+from eosin.training.prepare import open_run
 
 
 def export_run(
@@ -18,15 +19,23 @@ def export_run(
     *,
     step: int | None = None,
     student: bool = False,
+    average: int = 1,
     pooling: str = "cls+mean",
     scores: list[dict[str, Any]] | None = None,
 ) -> Path:
     """Write the teacher's encoder of a checkpoint (the newest without `step`) into the folder `out`.
 
+    average: mean of the weights over that many newest checkpoints (Izmailov et al. 2018), in place of `step`.
     Raises ResumeError where the run has no such checkpoint, WeightsError or OutputError from the export.
     """
     folder, recipe, identity = open_run(run)
-    taken, state = load_encoder_state(folder, step, student)
+    if average > 1:
+        if step is not None:
+            raise ResumeError("a step and an average of the newest checkpoints exclude each other; give one")
+        steps, state = average_encoder_state(folder, average, student)
+    else:
+        taken, state = load_encoder_state(folder, step, student)
+        steps = [taken]
     vit = ViT(recipe.encoder)
     vit.load_state_dict(state)
     scales = recipe.tiles.mpp
@@ -38,10 +47,12 @@ def export_run(
         "data": "; ".join(identity["data"]),
         "training": {"tasks": [], "patients": identity["patients"]},
         "mpp": scales if isinstance(scales, list) else [scales.low, scales.high],
-        "steps": taken,
-        "tiles": taken * recipe.run.batch,
+        "steps": steps[-1],
+        "tiles": steps[-1] * recipe.run.batch,
         "start": recipe.start,
     }
+    if average > 1:
+        info["averaged_steps"] = steps
     if recipe.start == "random":
         info["start_licence"] = "none needed: trained from random weights"
     if scores:

@@ -1,56 +1,40 @@
-"""A training run from first step to last: prepare, resume, step, log, watch, save. The method itself is in pretrain.py.
+"""A training run from first step to last: step, log, watch, save, stop. The method itself is in pretrain.py.
 
-A run folder belongs to one recipe and one tile plan. The same command again goes on where it stopped, exactly: all
-randomness is keyed by the step, so a checkpoint holds weights and optimiser only.
+The same on one process and on many: all take the same turns, the first one writes and speaks.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import time
+import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from eosin.errors import EosinError, OutputError, PlanError, ResumeError, TrainingStopped
+from eosin.distributed import World, world
+from eosin.errors import Interrupted, PlanError, TrainingStopped
 from eosin.evaluation.tasks import open_task
 from eosin.features.extract import find_device
-from eosin.files import check_writable, write_json, write_text
-from eosin.optim import Schedules, make_schedules, parameter_groups
+from eosin.files import check_writable, write_json
 from eosin.optim.schedules import step_count
 from eosin.progress import Bar, progress_bar, say
-from eosin.provenance import versions
 from eosin.runs import RunFolder, append_line, read_lines
-from eosin.tiles import SlideSource, TileBatch, TilePlan, TileStream
-from eosin.training.checkpoint import load_checkpoint, prune_checkpoints, remove_torn_checkpoints, save_checkpoint
-from eosin.training.monitor import MetricsLog, Monitor, Speed, keep_sample, watched_tiles
-from eosin.training.networks import Networks
-from eosin.training.pretrain import draw_step, pretrain_step
-from eosin.training.recipe import Recipe, load_recipe, recipe_text
-
-TIMED_STEPS = 4  # steps measured to find how many fit into `run.minutes`
-
-
-@dataclass
-class Run:
-    """Everything a running run holds."""
-
-    recipe: Recipe
-    plan: TilePlan
-    folder: RunFolder
-    device: torch.device
-    networks: Networks
-    optimizer: torch.optim.Optimizer
-    schedules: Schedules
-    autocast: torch.autocast
-    identity: dict[str, Any]
-    step: int = 0
+from eosin.tiles import TileBatch, TilePlan, TileStream
+from eosin.training.alarms import Alarms
+from eosin.training.checkpoint import CheckpointWriter
+from eosin.training.estimate import flops_of
+from eosin.training.gpus import gpu_here
+from eosin.training.loggers import check_loggers
+from eosin.training.metrics_log import MetricsLog
+from eosin.training.monitor import Monitor, keep_sample, watched_tiles
+from eosin.training.pace import Speed
+from eosin.training.prepare import Run, prepare, reading_processes
+from eosin.training.pretrain import draw_step, micro_batches, pretrain_step
+from eosin.training.recipe import Recipe, recipe_values
 
 
 def run_training(
@@ -66,289 +50,263 @@ def run_training(
 ) -> RunFolder:
     """Train `recipe` on the tiles of `plan` into the run folder `out`; resumes what is there.
 
-    probes: name → labelled tiles, watched by k-NN. fresh: start anew. accept_changed: go on although recipe or data
-    changed. Raises ResumeError, PlanError, DataError, OutputError, TrainingStopped: one line each.
+    Under torchrun every process calls this alike. probes: name → labelled tiles, watched by k-NN. fresh: start anew.
+    accept_changed: go on although recipe or data changed. SIGTERM (and SIGUSR1) save and stop. Raises ResumeError,
+    PlanError, DataError, OutputError, TrainingStopped: one line each.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainingStopped("this version trains in one process; start it without torchrun")
     folder = RunFolder(out)
     tasks = {name: open_task(f"{name}={path}") for name, path in (probes or {}).items()}
     plan.check()
     check_writable(out)
-    run = _prepare(recipe, marks, plan, folder, device, fresh, accept_changed)
-    if run.step >= run.schedules.steps:
-        say(f"{folder.root} is complete: {run.step} steps")
-        return folder
-    watched = watched_tiles(plan, recipe)
-    keep_sample(watched, recipe, folder)
-    monitor = Monitor(recipe, watched.pixels, tasks)
-    say(_first_line(run))
-    with (
-        MetricsLog(folder, run.step) as log,
-        progress_bar(recipe.name, run.schedules.steps * recipe.run.batch, "tiles") as bar,
-    ):
-        bar.advance(run.step * recipe.run.batch)
+    check_loggers(recipe.run.log_to)
+    place = _device(device)
+    with world(place) as here, StopSignals() as signals:
         try:
-            _loop(run, monitor, log, bar)
+            run = prepare(recipe, marks, plan, folder, place, fresh, accept_changed)
+            if run.step >= run.schedules.steps:
+                say(f"{folder.root} is complete: {run.step} steps")
+                return folder
+            say(_first_line(run))
+            _train(run, Monitor(recipe, _watched(run), tasks), signals)
         except KeyboardInterrupt:
-            raise TrainingStopped(
-                f"stopped at step {run.step}; the same command goes on from {_last_saved(folder)}"
-            ) from None
+            raise Interrupted(f"stopped; {_way_on(folder)}") from None
+        except RuntimeError as error:
+            if here.size > 1 and _is_about_others(error):
+                raise TrainingStopped(f"another process of this run has died; {_way_on(folder)}") from error
+            raise
     return folder
 
 
-def _last_saved(folder: RunFolder) -> str:
+def _device(name: str | None) -> torch.device:
+    """The device of this process: under torchrun each takes the GPU of its number."""
+    device = find_device(name)
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+def _is_about_others(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def _way_on(folder: RunFolder) -> str:
     steps = folder.steps()
-    return f"step {steps[-1]}" if steps else "the start, as no checkpoint was saved yet"
+    saved = f"step {steps[-1]}" if steps else "the start, as no checkpoint was saved yet"
+    return f"the same command goes on from {saved}"
 
 
-def _prepare(
-    recipe: Recipe,
-    marks: dict[str, str],
-    plan: TilePlan,
-    folder: RunFolder,
-    device_name: str | None,
-    fresh: bool,
-    accept_changed: bool,
-) -> Run:
-    device = find_device(device_name)
-    identity = _identity(recipe, plan, device)
-    known = None if fresh else _known_identity(folder, identity, accept_changed)
-    saved = [] if known is None else folder.steps()
-    networks = Networks(recipe, with_start_weights=not saved).to(device)
-    optimizer = _optimizer(recipe, networks)
-    autocast = _autocast(identity["precision"], device)
-    same = known is not None and known["recipe_hash"] == identity["recipe_hash"]
-    identity["steps"] = known["steps"] if known and same else _steps_that_fit(recipe, plan, device, autocast)
-    remove_torn_checkpoints(folder)
-    if saved:
-        state = load_checkpoint(folder, saved[-1], networks, optimizer)
-        say(f"resuming {folder.root} at step {state['step']}")
-    else:
-        _clear(folder)
-    if identity != known:
-        write_text(folder.recipe, recipe_text(recipe, marks))
-        write_json(folder.identity, identity)
-    schedules = make_schedules(recipe.optim, identity["steps"], recipe.run.batch)
-    step = saved[-1] if saved else 0
-    return Run(recipe, plan, folder, device, networks, optimizer, schedules, autocast, identity, step)
+def _watched(run: Run) -> Any:
+    """The tiles that the monitor looks at; some of them are kept for the report."""
+    watched = watched_tiles(run.plan, run.recipe)
+    if run.parallel.world.is_first:
+        keep_sample(watched, run.recipe, run.folder)
+    return watched.pixels
 
 
-def _identity(recipe: Recipe, plan: TilePlan, device: torch.device) -> dict[str, Any]:
-    """What a run is: hashes of what decides its outcome, where it computes, and what it learns from."""
-    slides = [source.cohort.usable for source in plan.sources if isinstance(source, SlideSource)]
-    patients = [str(name) for table in slides for name in table["patient"].dropna().unique() if str(name)]
-    return {
-        "recipe_hash": recipe.hash,
-        "plan_hash": plan.hash,
-        "cohort_hash": [s.cohort.hash if isinstance(s, SlideSource) else s.hash for s in plan.sources],
-        "seed": recipe.run.seed,
-        "device": device.type,
-        "precision": _precision(recipe, device),
-        "data": [source.told for source in plan.sources],
-        "patients": sorted(set(patients)),
-        "versions": versions(),
-    }
+class StopSignals:
+    """Notes SIGTERM and SIGUSR1 (SLURM's warnings before it kills) so that the run can save first."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        try:
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._note)
+        except ValueError:  # not in the main thread: whoever called is in charge of signals
+            pass
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self.received and kind is None:  # came too late to stop the run: whoever called must not miss it
+            signal.raise_signal(self.received)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
 
 
-def _known_identity(folder: RunFolder, identity: dict[str, Any], accept_changed: bool) -> dict[str, Any] | None:
-    """identity.json of an earlier start, None without one.
-
-    Raises ResumeError where it belongs to another recipe, other tiles or another precision, and OutputError where the
-    folder holds what no run of ours wrote.
-    """
-    if not folder.identity.exists():
-        if foreign := folder.own_files():
-            raise OutputError(f"{foreign[0]} is there, but no identity.json beside it; give a new folder with -o")
-        return None
-    known: dict[str, Any] = json.loads(folder.identity.read_text())
-    if not folder.steps() or accept_changed:
-        return known
-    for key, what in (
-        ("recipe_hash", "another recipe"),
-        ("plan_hash", "other tiles (cohort, filters or reader versions)"),
-        ("precision", "another precision (set run.precision)"),
-    ):
-        if known.get(key) != identity[key]:
-            raise ResumeError(
-                f"{folder.root} belongs to {what} ({known.get(key)}, now {identity[key]}); "
-                "choose another -o, or --fresh to start anew, or --accept-changed to go on"
-            )
-    return known
-
-
-def _clear(folder: RunFolder) -> None:
-    """Remove what an earlier start wrote into the folder, and nothing else."""
-    for path in folder.own_files():
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _optimizer(recipe: Recipe, networks: Networks) -> torch.optim.Optimizer:
-    groups = parameter_groups(
-        networks.student.encoder,
-        networks.student.heads,
-        recipe.encoder.depth,
-        recipe.optim.layer_decay,
-        recipe.optim.patch_embed_factor,
-    )
-    return torch.optim.AdamW(
-        groups, lr=recipe.optim.base_lr, betas=recipe.optim.betas, eps=recipe.optim.eps, fused=True
-    )
-
-
-def _precision(recipe: Recipe, device: torch.device) -> str:
-    """bf16 where the recipe says so, or by itself where the device multiplies in bf16 (GPUs, CPUs with AMX)."""
-    if recipe.run.precision != "auto":
-        return recipe.run.precision
-    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
-    return "bf16" if fast else "fp32"
-
-
-def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def _steps_that_fit(recipe: Recipe, plan: TilePlan, device: torch.device, autocast: torch.autocast) -> int:
-    """`run.steps`, or fewer where `run.minutes` is given: measured on throw-away networks, then fixed for the run."""
-    if recipe.run.minutes is None:
-        return recipe.run.steps
-    networks = Networks(recipe, with_start_weights=False).to(device)
-    optimizer = _optimizer(recipe, networks)
-    values = make_schedules(recipe.optim, recipe.run.steps, recipe.run.batch).at(0)
-    times: list[float] = []
-    before = time.perf_counter()
-    for tiles in TileStream(plan, recipe.run.batch, steps=TIMED_STEPS, workers=_workers(recipe)):
-        losses = pretrain_step(networks, optimizer, recipe, tiles, draw_step(recipe, tiles.step), values, autocast)
-        losses["loss"].item()
-        now = time.perf_counter()
-        times.append(now - before)
-        before = now
-    seconds = sum(times[1:]) / len(times[1:])  # the first step warms up
-    return max(min(recipe.run.steps, int(recipe.run.minutes * 60 / seconds)), 1)
-
-
-def _workers(recipe: Recipe) -> int:
-    if recipe.run.workers is not None:
-        return recipe.run.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // 2))
-
-
-def _loop(run: Run, monitor: Monitor, log: MetricsLog, bar: Bar) -> None:
-    recipe, total = run.recipe, run.schedules.steps
+def _train(run: Run, monitor: Monitor, signals: StopSignals) -> None:
+    recipe, here, total = run.recipe, run.parallel.world, run.schedules.steps
+    writer = CheckpointWriter(run.folder, run.networks, run.optimizer)
     watch_every = max(1, step_count(recipe.run.monitor_every, total))
     save_every = max(1, step_count(recipe.run.checkpoint_every, total))
-    window = Window(run.device)
-    speed = Speed()
-    if run.step == 0:
-        log.write(0, monitor.measure(run.networks))
-    speed.restart()
-    for tiles in _tiles(run):
-        draws = draw_step(recipe, run.step)
-        values = run.schedules.at(run.step)
-        losses = pretrain_step(run.networks, run.optimizer, recipe, tiles, draws, values, run.autocast)
-        window.add(run.step, losses)
-        run.step += 1
-        speed.tiles += recipe.run.batch
-        bar.advance(recipe.run.batch)
-        last = run.step == total
-        watching, saving = last or run.step % watch_every == 0, last or run.step % save_every == 0
-        if watching or saving or run.step % recipe.run.log_every == 0:
-            row = window.read()
-            if row.pop("bad_step") >= 0:
-                _stop_non_finite(run, int(window.bad_step))
-            log.write(run.step, {**row, "img_s": speed.read(), "tiles": run.step * recipe.run.batch, **values})
-        if watching:
-            log.write(run.step, monitor.measure(run.networks))
-        if saving:
-            save_checkpoint(run.folder, run.step, run.networks, run.optimizer, {"identity": run.identity})
-            prune_checkpoints(run.folder, recipe.run.keep_last, recipe.run.keep_every)
-        if watching or saving:
-            speed.restart()
+    with (
+        _Record(run) as record,
+        progress_bar(recipe.name, total * recipe.run.batch, "tiles") as bar,
+    ):
+        bar.advance(run.step * recipe.run.batch)
+        if run.step == 0:
+            _watch(run, monitor, record)
+        record.speed.restart()
+        for tiles in record.speed.waiting(_tiles(run), record.alarms, recipe.watch.no_tiles_seconds):
+            losses, values = _step(run, tiles, bar)
+            record.add(losses, tiles)
+            writer.poll()
+            stop = here.any(bool(signals.received) or bool(record.alarms.stopping))
+            last = run.step == total
+            watching, saving = last or run.step % watch_every == 0, last or stop or run.step % save_every == 0
+            if watching or saving or run.step % recipe.run.log_every == 0:
+                record.flush(values)
+            if watching:
+                _watch(run, monitor, record)
+            if saving:
+                state = {"identity": run.identity}
+                writer.start(run.step, state, recipe.run.keep_last, recipe.run.keep_every)
+            if watching or saving:
+                record.speed.restart()
+            if stop and not last:
+                break
+        writer.finish()
+        here.barrier()
+    if run.step < total and record.alarms.stopping:
+        raise TrainingStopped(f"{record.alarms.stopping}; {_way_on(run.folder)}")
+    if run.step < total:
+        raise Interrupted(f"stopped by a signal at step {run.step}; {_way_on(run.folder)}")
+
+
+def _watch(run: Run, monitor: Monitor, record: _Record) -> None:
+    values = monitor.measure(run.networks, run.schedules.at(run.step)["teacher_temperature"])
+    monitor.keep_attention(run.networks, run.step, run.folder)
+    record.write(values)
+
+
+def _step(run: Run, tiles: TileBatch, bar: Bar) -> tuple[dict[str, Tensor], dict[str, float]]:
+    values = run.schedules.at(run.step)
+    batch = micro_batches(run.recipe, tiles, draw_step(run.recipe, run.step), run.parallel)
+    losses = pretrain_step(run.networks, run.optimizer, run.recipe, batch, values, run.parallel)
+    run.step += 1
+    bar.advance(run.recipe.run.batch)
+    return losses, values
 
 
 def _tiles(run: Run) -> Iterator[TileBatch]:
-    """The rest of the run's batches; permanent read errors go into the ledger, which is replayed on resume."""
+    """The rest of this process's batches; permanent read errors of earlier starts are replayed."""
     known = {(entry["i"], entry["attempt"]): entry["next"] for entry in read_lines(run.folder.ledger)}
     stream = TileStream(
         run.plan,
         run.recipe.run.batch,
         first_step=run.step,
         steps=run.schedules.steps - run.step,
-        workers=_workers(run.recipe),
+        rank=run.parallel.world.rank,
+        world=run.parallel.world.size,
+        workers=reading_processes(run.recipe),
         known_errors=known,
     )
-    for tiles in stream:
-        for entry in tiles.errors:
-            append_line(run.folder.ledger, entry)
-        yield tiles
+    yield from stream
     if never := sorted(set(stream.rejections) - set(stream.accepted)):
         more = " …" if len(never) > 5 else ""
         say(f"{len(never)} slides were tried and never gave a tile: {', '.join(never[:5])}{more}")
+
+
+class _Record:
+    """What a run writes down: metrics of the global batch, the ledger; by the first process."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._world = run.parallel.world
+        recipe, told = run.recipe, recipe_values(run.recipe)
+        self._log = MetricsLog(run.folder, run.step, recipe.run.log_to, told) if self._world.is_first else None
+        self.alarms = Alarms(run.folder, recipe.watch, run.step, run.schedules.steps, reading_processes(recipe))
+        self._window = Window(run.parallel.device)
+        self._errors: list[dict[str, Any]] = []
+        self._flops = flops_of(run.recipe).executed
+        known = gpu_here() if run.parallel.device.type == "cuda" else None
+        self._peak = known[1].tflops * 1e12 * self._world.size if known and known[1] else 0.0  # 0: not known
+        self.speed = Speed(run.parallel.device)
+
+    def __enter__(self) -> _Record:
+        if self._log is not None:
+            self._log.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._log is not None:
+            self._log.__exit__(kind, error, trace)
+
+    def add(self, losses: dict[str, Tensor], tiles: TileBatch) -> None:
+        """One step's losses and read errors; nothing is waited for."""
+        self._window.add(self._run.step - 1, losses)
+        self._errors += tiles.errors
+        self.speed.tiles += self._run.recipe.run.batch
+
+    def write(self, values: dict[str, float]) -> None:
+        """A row after the run's present step, which may raise an alarm: TrainingStopped."""
+        if self._log is not None:
+            self._log.write(self._run.step, values)
+        self.alarms.check(self._run.step, values)
+
+    def flush(self, values: dict[str, float]) -> None:
+        """Ledger and means since the last flush, of all processes. Raises TrainingStopped for a loss not finite."""
+        for errors in self._world.gather_objects(self._errors):
+            for entry in errors if self._world.is_first else []:
+                append_line(self._run.folder.ledger, entry)
+        self._errors = []
+        row, bad_step = self._window.read()
+        if bad_step >= 0:
+            stop_non_finite(self._run, bad_step)
+        pace = self.speed.read()
+        if self._peak:
+            row["mfu"] = pace["img_s"] * self._flops / self._peak
+        self.write({**row, **pace, "tiles": self._run.step * self._run.recipe.run.batch, **values})
 
 
 class Window:
     """Sums of the losses since the last reading, kept on the device: adding never waits, reading does."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
         self._sums: dict[str, Tensor] = {}
         self._count = 0
-        self.bad_step = torch.tensor(-1, device=device)
+        self._bad_step = torch.tensor(-1, device=device)
 
     def add(self, step: int, losses: dict[str, Tensor]) -> None:
         """Add one step's 0-d tensors; remembers the first step whose loss or gradient is not finite."""
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=self._device)) + value
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
         finite = torch.isfinite(losses["loss"]) & torch.isfinite(losses["grad_norm"])
-        bad = ~finite & (self.bad_step < 0)
-        self.bad_step = torch.where(bad, torch.tensor(step, device=self._device), self.bad_step)
+        self._bad_step = torch.where(~finite & (self._bad_step < 0), step, self._bad_step)
         self._count += 1
 
-    def read(self) -> dict[str, float]:
-        """Means since the last reading, and `bad_step` (-1 = none)."""
-        row = {name: float(value) / max(self._count, 1) for name, value in self._sums.items()}
+    def read(self) -> tuple[dict[str, float], int]:
+        """Means over steps and processes since the last reading, and the first bad step (-1 = none)."""
+        here = World.here()
+        sums = here.sum_(torch.stack(list(self._sums.values())).double()) / (here.size * max(self._count, 1))
+        row = dict(zip(self._sums, sums.tolist(), strict=True))
         self._sums, self._count = {}, 0
-        return {**row, "bad_step": float(self.bad_step)}
+        return row, int(here.max_(self._bad_step))
 
 
-def _stop_non_finite(run: Run, step: int) -> None:
+def stop_non_finite(run: Run, step: int) -> None:
     """Write down the tiles of the step that went wrong, and stop without saving a checkpoint."""
     first = step * run.recipe.run.batch
-    tiles = []
-    for index in range(first, first + run.recipe.run.batch):
-        try:
-            address = run.plan.tile(index).address
-        except PlanError as error:
-            tiles.append({"i": index, "error": str(error)})
-            continue
-        tiles.append({"i": index, **vars(address)})
     path = run.folder.root / "non_finite_step.json"
-    write_json(path, {"step": step, "tiles": tiles})
+    if run.parallel.world.is_first:
+        tiles = []
+        for index in range(first, first + run.recipe.run.batch):
+            try:
+                tiles.append({"i": index, **vars(run.plan.tile(index).address)})
+            except PlanError as error:
+                tiles.append({"i": index, "error": str(error)})
+        write_json(path, {"step": step, "tiles": tiles})
+        text = f"the loss or its gradient is not finite at step {step}; its tiles are listed in {path.name}"
+        append_line(run.folder.alarms, {"step": step, "alarm": "non_finite", "action": "stop", "text": text})
+    run.parallel.world.barrier()
     raise TrainingStopped(
-        f"the loss or its gradient is not finite at step {step}; its {len(tiles)} tiles are listed in {path}"
+        f"the loss or its gradient is not finite at step {step}; its {run.recipe.run.batch} tiles are listed in {path}"
     )
 
 
 def _first_line(run: Run) -> str:
     millions = sum(parameter.numel() for parameter in run.networks.student.encoder.parameters()) / 1e6
-    precision = "bf16" if run.autocast._enabled else "fp32"
+    processes = f"{run.parallel.world.size} processes, " if run.parallel.world.size > 1 else ""
     return (
         f"{run.recipe.name}: encoder {millions:.1f} M parameters, {run.schedules.steps} steps of "
-        f"{run.recipe.run.batch} tiles, {precision} on {run.device.type}, {_workers(run.recipe)} reading processes"
+        f"{run.recipe.run.batch} tiles, {run.identity['precision']} on {run.parallel.device.type}, {processes}"
+        f"{reading_processes(run.recipe)} reading processes"
     )
-
-
-def open_run(path: str | os.PathLike[str]) -> tuple[RunFolder, Recipe, dict[str, Any]]:
-    """Folder, recipe and identity of a run. Raises ResumeError where `path` is not a run folder."""
-    folder = RunFolder(path)
-    if not folder.recipe.exists() or not folder.identity.exists():
-        raise ResumeError(f"{Path(path)} is not a run folder: it has no recipe.yaml and identity.json")
-    try:
-        recipe, _ = load_recipe(str(folder.recipe))
-        return folder, recipe, json.loads(folder.identity.read_text())
-    except (EosinError, ValueError) as error:
-        raise ResumeError(f"{Path(path)} cannot be read: {error}") from error

@@ -1,83 +1,59 @@
-"""What a run watches while it learns: label-free metrics of the teacher, a k-NN probe, speed; where they are written.
+"""What a run watches while it learns: label-free metrics of the teacher, how its prototypes are used, a k-NN probe,
+attention maps.
 
-The tiles it looks at are drawn once from the run's own plan with another seed, so that numbers of different steps
-compare. Uses the same evaluation code as `eosin eval`.
+The tiles are drawn once from the run's own plan with another seed, so that numbers of different steps compare. Uses the
+same evaluation code as `eosin eval`. Several processes share the work and make the same number of calls, as FSDP needs.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from types import TracebackType
+import math
+from copy import copy
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from torch import Tensor
+from torch.utils.data import Subset
 
+from eosin.distributed import World
 from eosin.evaluation.judge import judge, row_of
 from eosin.evaluation.protocols import find_protocols
 from eosin.evaluation.tasks import Task
-from eosin.features import Encoder, embed_images, label_free
+from eosin.features import embed_images, label_free
 from eosin.features.encoder import VitEncoder
-from eosin.files import atomic_path, finite
+from eosin.files import atomic_path
+from eosin.models import Scores
+from eosin.objectives.precision import at_least_fp32
+from eosin.progress import progress_bar
 from eosin.randomness import Words
-from eosin.runs import RunFolder, append_line, rewrite_lines
-from eosin.tiles import TileBatch, TilePlan, TileStream
+from eosin.runs import RunFolder
+from eosin.tiles import Source, TileBatch, TilePlan, TileStream
+from eosin.training.attention import attention_to_patches, keep_attention
 from eosin.training.networks import Networks
 from eosin.training.recipe import Recipe
 from eosin.views import denormalise, draw_views, render
 
 SHOWN_TILES = 64  # tiles kept for the report
 SHOWN_VIEWS = 8  # of them with their views
-
-
-class MetricsLog:
-    """metrics.jsonl and TensorBoard side by side. On resume, rows after the checkpoint are dropped."""
-
-    def __init__(self, run: RunFolder, first_step: int) -> None:
-        self._run = run
-        rows = run.read_metrics()
-        kept = [row for row in rows if row["step"] <= first_step]
-        if len(kept) < len(rows):
-            rewrite_lines(run.metrics, kept)
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One row after `step` optimiser steps."""
-        append_line(self._run.metrics, finite({"step": step, **values}))
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._board.close()
-
-
-@dataclass
-class Speed:
-    """Tiles a second since the last reading, without the time spent on monitoring."""
-
-    started: float = 0.0
-    tiles: int = 0
-
-    def restart(self) -> None:
-        self.started, self.tiles = time.perf_counter(), 0
-
-    def read(self) -> float:
-        rate = self.tiles / max(time.perf_counter() - self.started, 1e-9)
-        self.restart()
-        return rate
+SHOWN_ATTENTION = 8  # of them with attention maps
+BATCH = 64  # tiles embedded at once
 
 
 def watched_tiles(plan: TilePlan, recipe: Recipe) -> TileBatch:
-    """The tiles that label-free metrics look at: drawn from the run's sources with a seed of their own."""
-    sources = TilePlan(plan.sources, _watch_seed(plan.seed), plan.weights)
+    """The tiles that label-free metrics look at: drawn from the run's sources with a seed of their own.
+
+    `tiles.distinct_tiles` does not limit them: on ten distinct tiles no RankMe could be above ten.
+    """
+    sources = TilePlan([_unlimited(source) for source in plan.sources], _watch_seed(plan.seed), plan.weights)
     return next(iter(TileStream(sources, recipe.run.monitor_tiles, steps=1)))
+
+
+def _unlimited(source: Source) -> Source:
+    unlimited = copy(source)
+    unlimited.config = source.config.model_copy(update={"distinct_tiles": None})
+    return unlimited
 
 
 def _watch_seed(seed: int) -> int:
@@ -101,7 +77,7 @@ def keep_sample(batch: TileBatch, recipe: Recipe, run: RunFolder) -> None:
 
 
 class Monitor:
-    """Measures the teacher on the watched tiles and on labelled probes."""
+    """Looks at the teacher, on the watched tiles and on labelled probes. Every process calls it alike."""
 
     def __init__(self, recipe: Recipe, tiles: npt.NDArray[np.uint8], tasks: dict[str, Task]) -> None:
         """tiles: uint8 [N, S, S, 3] for the label-free metrics; tasks: labelled tiles by name."""
@@ -110,29 +86,113 @@ class Monitor:
         self._tasks = tasks
 
     @torch.no_grad()
-    def measure(self, networks: Networks) -> dict[str, float]:
-        """rankme, odcorr, uniformity of the teacher's CLS, and `knn` (or `knn/NAME` where there are several)."""
-        encoder = teacher_encoder(networks, self._recipe)
-        z = embed_images(encoder, list(self._tiles))
-        values = {
-            "rankme": label_free.rankme(z),
-            "odcorr": label_free.odcorr(z),
-            "uniformity": label_free.uniformity(z),
-        }
-        for name, task in self._tasks.items():
-            values["knn" if len(self._tasks) == 1 else f"knn/{name}"] = knn_accuracy_of(task, encoder)
+    def measure(self, networks: Networks, temperature: float) -> dict[str, float]:
+        """The numbers of the teacher as it stands; in the first process, the others get none.
+
+        rankme, odcorr, uniformity of its CLS; teacher_entropy and prototypes_used (`Use`) of its DINO scores at
+        `temperature`, that of its targets, and with `/ibot` behind the name of its iBOT scores; `knn`, or `knn/NAME`
+        where there are several probes.
+        """
+        world, encoder = World.here(), teacher_encoder(networks, self._recipe)
+        z, uses = self._embed(networks, encoder, temperature)
+        accuracies = {name: knn_accuracy(task, encoder) for name, task in self._tasks.items()}
+        if not world.is_first:
+            return {}
+        values = {name: float(getattr(label_free, name)(z)) for name in ("rankme", "odcorr", "uniformity")}
+        for name, use in uses.items():
+            values[f"teacher_entropy{name}"], values[f"prototypes_used{name}"] = use.mean_entropy, use.share
+        for name, accuracy in accuracies.items():
+            values["knn" if len(accuracies) == 1 else f"knn/{name}"] = accuracy
         return values
 
+    def _embed(self, networks: Networks, encoder: VitEncoder, temperature: float) -> tuple[Tensor, dict[str, Use]]:
+        """CLS [N, D] of all watched tiles, on every process, and how each head's prototypes are used.
 
-def knn_accuracy_of(task: Task, encoder: Encoder) -> float:
-    """Balanced accuracy of the protocol `knn` on a task of images."""
-    protocol = find_protocols("knn")[0]
-    features = task.features if task.images is None else embed_images(encoder, task.images)
+        iBOT's are asked about one patch a tile, at another place in each.
+        """
+        teacher, count = networks.teacher, len(self._tiles)
+        heads = {"": teacher.dino} | ({"/ibot": teacher.ibot or teacher.dino} if teacher.masks else {})
+        mine = own_share(count)
+        found: list[tuple[Tensor, ...]] = []
+        with progress_bar("watching", len(mine), "tiles") as bar:
+            for first in range(0, len(mine), BATCH):
+                rows = mine[first : first + BATCH]
+                seen = encoder.features(encoder.prepare(self._tiles[rows]))
+                patches = seen.patches.flatten(1, 2)  # [b, n, D]
+                one_each = patches[torch.arange(len(rows)), torch.from_numpy(rows) % patches.shape[1]]
+                assert seen.cls is not None
+                tokens = {"": seen.cls, "/ibot": one_each}
+                asked = [entropy_and_winner(head(tokens[name]), temperature) for name, head in heads.items()]
+                found.append((seen.cls.float(), *(part for pair in asked for part in pair)))
+                bar.advance(len(rows))
+        world = World.here()
+        z, *told = (world.gather(torch.cat(parts))[:count].cpu() for parts in zip(*found, strict=True))
+        sizes = [len(head.last_layer.weight_v) for head in heads.values()]
+        uses = [Use(*pair) for pair in zip(told[::2], told[1::2], sizes, strict=True)]
+        return z, dict(zip(heads, uses, strict=True))
+
+    @torch.no_grad()
+    def keep_attention(self, networks: Networks, step: int, run: RunFolder) -> None:
+        """Attention maps of the first watched tiles into RUN/pictures, by the first process. Raises OutputError."""
+        encoder = teacher_encoder(networks, self._recipe)
+        maps = attention_to_patches(networks.teacher.encoder, encoder.prepare(self._tiles[:SHOWN_ATTENTION]))
+        if World.here().is_first:
+            keep_attention(maps, step, run)
+
+
+class Use(NamedTuple):
+    """How N tokens of the teacher use K prototypes, before targets are balanced over a batch.
+
+    The entropy is between 0, every token on one prototype, and ln K, no token on any. Few prototypes in use while the
+    entropy is low means that tokens are no longer told apart.
+    """
+
+    entropy: Tensor
+    """[N] nats of each token's distribution."""
+    winner: Tensor
+    """[N] number of its strongest prototype."""
+    prototypes: int
+
+    @property
+    def mean_entropy(self) -> float:
+        return float(self.entropy.mean())
+
+    @property
+    def share(self) -> float:
+        """Prototypes that are some token's strongest, of those that could be: min(N, K)."""
+        return len(self.winner.unique()) / min(len(self.winner), self.prototypes)
+
+
+def entropy_and_winner(scores: Scores, temperature: float) -> tuple[Tensor, Tensor]:
+    """Entropy in nats [n] of softmax(logits / temperature) of each token, and its strongest prototype [n]."""
+    logits = at_least_fp32(scores.logits())  # [n, K]
+    logs = torch.log_softmax(logits / temperature, dim=-1)
+    return -(logs.exp() * logs).sum(dim=-1), logits.argmax(dim=-1)
+
+
+def own_share(count: int) -> npt.NDArray[np.int64]:
+    """Numbers of the rows that this process takes of `count`: as many in each, the last one again where some lack.
+
+    Gathered in rank order and cut to `count` they are 0, 1, 2 …
+    """
+    world = World.here()
+    each = -(-count // world.size)
+    return np.minimum(np.arange(world.rank * each, (world.rank + 1) * each), count - 1)
+
+
+def knn_accuracy(task: Task, encoder: VitEncoder) -> float:
+    """Balanced accuracy of the protocol `knn` on a task of images; NaN in processes other than the first."""
+    protocol, world = find_protocols("knn")[0], World.here()
+    features = task.features
+    if task.images is not None:
+        part = embed_images(encoder, Subset(task.images, own_share(len(task)).tolist()))
+        z = world.gather(torch.from_numpy(part).to(encoder.mean.device))[: len(task)]
+        features = z.cpu().numpy()
     assert features is not None
-    return float(row_of(task, protocol, judge(task, features, protocol))["mean"])
+    return float(row_of(task, protocol, judge(task, features, protocol))["mean"]) if world.is_first else math.nan
 
 
-def teacher_encoder(networks: Networks, recipe: Recipe) -> Encoder:
+def teacher_encoder(networks: Networks, recipe: Recipe) -> VitEncoder:
     """The teacher as it will be exported: CLS token, the recipe's global size and normalisation."""
     return VitEncoder(
         networks.teacher.encoder,

@@ -21,6 +21,8 @@ from eosin.optim import OptimConfig
 from eosin.optim.schedules import Steps
 from eosin.provenance import hash_of
 from eosin.tiles import TilesConfig
+from eosin.training.alarms import WatchConfig
+from eosin.training.loggers import LoggerName
 from eosin.views import ViewsConfig
 
 
@@ -34,16 +36,30 @@ class RunConfig(BaseModel):
     minutes: float | None = Field(None, gt=0, description="shorten `steps` to what fits, measured at the start")
     group: int = Field(16, ge=1, description="tiles that share a draw of mask ratios and drop-path subsets")
     seed: int = Field(0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the device multiplies in it"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = Field(
+        "auto", description="of the networks; auto: bf16 where the device multiplies in it. Weights stay fp32"
     )
     workers: int | None = Field(None, ge=0, description="reading processes; by the number of cores without")
     log_every: int = Field(10, ge=1)
+    log_to: list[LoggerName] = Field(["tensorboard"], description="beside metrics.jsonl: tensorboard, wandb, mlflow")
     monitor_every: Steps = "10%"
     monitor_tiles: int = Field(512, ge=2, description="tiles embedded for RankMe, ODCorr and uniformity")
     checkpoint_every: Steps = "10%"
     keep_last: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1, description="checkpoints at these steps are never removed")
+
+
+class ParallelConfig(BaseModel):
+    """How a run is spread over processes and memory (`training/parallel.py`). Changes nothing that is learned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Literal["auto", "ddp", "fsdp"] = Field("auto", description="auto: fsdp where one GPU would be too small")
+    accumulate: int = Field(1, ge=1, description="micro-batches a step, on every process")
+    compile: bool = Field(False, description="compile every block (torch.compile)")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="what blocks work out again for backward: selective keeps products and attention"
+    )
 
 
 class Recipe(BaseModel):
@@ -53,13 +69,17 @@ class Recipe(BaseModel):
 
     name: str
     description: str = ""
-    start: str = Field("random", description="random, a weights file, or a timm model name")
+    start: str = Field(
+        "random", description="random, a weights file, a timm or hub name, an exported model, or a run (its full state)"
+    )
     encoder: EncoderConfig
     tiles: TilesConfig
     views: ViewsConfig
     objective: ObjectiveConfig
     optim: OptimConfig
     run: RunConfig
+    parallel: ParallelConfig = Field(default_factory=lambda: ParallelConfig.model_validate({}))
+    watch: WatchConfig = Field(default_factory=lambda: WatchConfig.model_validate({}))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -80,6 +100,7 @@ class Recipe(BaseModel):
         for quiet in (
             "workers",
             "log_every",
+            "log_to",
             "monitor_every",
             "monitor_tiles",
             "checkpoint_every",
@@ -88,6 +109,8 @@ class Recipe(BaseModel):
         ):
             told["run"].pop(quiet)
         told.pop("description")
+        told.pop("parallel")
+        told.pop("watch")
         return hash_of(told)
 
 

@@ -1,0 +1,1 @@
+"""Studies that come with eosin: one YAML a published experiment, nothing else."""

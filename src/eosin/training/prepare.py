@@ -1,0 +1,211 @@
+"""What a run is before its first step: device, networks, optimiser, schedules; its identity; what it resumes.
+
+A run folder belongs to one recipe and one tile plan. The same command again goes on where it stopped, exactly: all
+randomness is keyed by the step, so a checkpoint holds weights and optimiser only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eosin.distributed import World
+from eosin.errors import EosinError, OutputError, ResumeError
+from eosin.files import write_json, write_text
+from eosin.optim import Schedules, make_schedules, parameter_groups
+from eosin.progress import say
+from eosin.provenance import versions
+from eosin.runs import RunFolder
+from eosin.tiles import SlideSource, TilePlan, TileStream
+from eosin.training.checkpoint import load_checkpoint, remove_torn_checkpoints
+from eosin.training.networks import Networks
+from eosin.training.parallel import Parallel, check_split, spread
+from eosin.training.pretrain import draw_step, micro_batches, pretrain_step
+from eosin.training.recipe import Recipe, load_recipe, recipe_text
+from eosin.training.start import start_networks
+
+TIMED_STEPS = 4  # steps measured to find how many fit into `run.minutes`
+
+
+@dataclass
+class Run:
+    """Everything a running run holds."""
+
+    recipe: Recipe
+    plan: TilePlan
+    folder: RunFolder
+    networks: Networks
+    optimizer: torch.optim.Optimizer
+    schedules: Schedules
+    parallel: Parallel
+    identity: dict[str, Any]
+    step: int = 0
+
+
+def prepare(
+    recipe: Recipe,
+    marks: dict[str, str],
+    plan: TilePlan,
+    folder: RunFolder,
+    device: torch.device,
+    fresh: bool = False,
+    accept_changed: bool = False,
+) -> Run:
+    """A run ready for its next step: begun in `folder`, or as its newest checkpoint left it.
+
+    Raises ResumeError, OutputError, RecipeError, WeightsError, one line.
+    """
+    world = World.here()
+    check_split(recipe, world.size)
+    identity = _identity(recipe, plan, device)
+    known = None if fresh else _known_identity(folder, identity, accept_changed)
+    saved = [] if known is None else folder.steps()
+    networks = Networks(recipe)
+    if not saved:
+        say(start_networks(networks, recipe.start))
+    parallel = spread(networks, recipe, device, identity["precision"])
+    optimizer = make_optimizer(recipe, networks)
+    same = known is not None and known["recipe_hash"] == identity["recipe_hash"]
+    identity["steps"] = (
+        known["steps"] if known and same else world.first(_steps_that_fit(recipe, plan, device, identity))
+    )
+    world.barrier()  # nobody removes what another is still looking at
+    if world.is_first:
+        remove_torn_checkpoints(folder)
+        if not saved:
+            _clear(folder)
+        if identity != known:
+            write_text(folder.recipe, recipe_text(recipe, marks))
+            write_json(folder.identity, identity)
+    if saved:
+        state = load_checkpoint(folder, saved[-1], networks, optimizer)
+        say(f"resuming {folder.root} at step {state['step']}")
+    world.barrier()
+    schedules = make_schedules(recipe.optim, identity["steps"], recipe.run.batch)
+    step = saved[-1] if saved else 0
+    return Run(recipe, plan, folder, networks, optimizer, schedules, parallel, identity, step)
+
+
+def _identity(recipe: Recipe, plan: TilePlan, device: torch.device) -> dict[str, Any]:
+    """What a run is: hashes of what decides its outcome, where it computes, and what it learns from."""
+    slides = [source.cohort.usable for source in plan.sources if isinstance(source, SlideSource)]
+    patients = [str(name) for table in slides for name in table["patient"].dropna().unique() if str(name)]
+    return {
+        "recipe_hash": recipe.hash,
+        "plan_hash": plan.hash,
+        "cohort_hash": [s.cohort.hash if isinstance(s, SlideSource) else s.hash for s in plan.sources],
+        "seed": recipe.run.seed,
+        "device": device.type,
+        "precision": _precision(recipe, device),
+        "data": [source.told for source in plan.sources],
+        "patients": sorted(set(patients)),
+        "versions": versions(),
+    }
+
+
+def _known_identity(folder: RunFolder, identity: dict[str, Any], accept_changed: bool) -> dict[str, Any] | None:
+    """identity.json of an earlier start, None without one.
+
+    Raises ResumeError where it belongs to another recipe, other tiles or another precision, and OutputError where the
+    folder holds what no run of ours wrote.
+    """
+    if not folder.identity.exists():
+        if foreign := folder.own_files():
+            raise OutputError(f"{foreign[0]} is there, but no identity.json beside it; give a new folder with -o")
+        return None
+    known: dict[str, Any] = json.loads(folder.identity.read_text())
+    if not folder.steps() or accept_changed:
+        return known
+    for key, what in (
+        ("recipe_hash", "another recipe"),
+        ("plan_hash", "other tiles (cohort, filters or reader versions)"),
+        ("precision", "another precision (set run.precision)"),
+    ):
+        if known.get(key) != identity[key]:
+            raise ResumeError(
+                f"{folder.root} belongs to {what} ({known.get(key)}, now {identity[key]}); "
+                "choose another -o, or --fresh to start anew, or --accept-changed to go on"
+            )
+    return known
+
+
+def _clear(folder: RunFolder) -> None:
+    """Remove what an earlier start wrote into the folder, and nothing else."""
+    for path in folder.own_files():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def make_optimizer(recipe: Recipe, networks: Networks) -> torch.optim.Optimizer:
+    """AdamW over the student's parameter groups, after the networks are spread."""
+    groups = parameter_groups(
+        networks.student.encoder,
+        networks.student.heads,
+        recipe.encoder.depth,
+        recipe.optim.layer_decay,
+        recipe.optim.patch_embed_factor,
+    )
+    return torch.optim.AdamW(
+        groups, lr=recipe.optim.base_lr, betas=recipe.optim.betas, eps=recipe.optim.eps, fused=True
+    )
+
+
+def _precision(recipe: Recipe, device: torch.device) -> str:
+    """bf16 where the recipe says so, or by itself where the device multiplies in bf16 (GPUs, CPUs with AMX)."""
+    if recipe.run.precision != "auto":
+        return recipe.run.precision
+    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+    return "bf16" if fast else "fp32"
+
+
+def _steps_that_fit(recipe: Recipe, plan: TilePlan, device: torch.device, identity: dict[str, Any]) -> int:
+    """`run.steps`, or fewer where `run.minutes` is given: measured on throw-away networks, then fixed for the run."""
+    if recipe.run.minutes is None:
+        return recipe.run.steps
+    networks = Networks(recipe)
+    parallel = spread(networks, recipe, device, identity["precision"])
+    optimizer = make_optimizer(recipe, networks)
+    values = make_schedules(recipe.optim, recipe.run.steps, recipe.run.batch).at(0)
+    world = parallel.world
+    times: list[float] = []
+    before = time.perf_counter()
+    for tiles in TileStream(
+        plan, recipe.run.batch, steps=TIMED_STEPS, rank=world.rank, world=world.size, workers=reading_processes(recipe)
+    ):
+        batch = micro_batches(recipe, tiles, draw_step(recipe, tiles.step), parallel)
+        pretrain_step(networks, optimizer, recipe, batch, values, parallel)["loss"].item()
+        now = time.perf_counter()
+        times.append(now - before)
+        before = now
+    seconds = sum(times[1:]) / len(times[1:])  # the first step warms up
+    return max(min(recipe.run.steps, int(recipe.run.minutes * 60 / seconds)), 1)
+
+
+def reading_processes(recipe: Recipe) -> int:
+    """Worker processes that read tiles for each process of the run: the recipe's number, or half of its cores."""
+    if recipe.run.workers is not None:
+        return recipe.run.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(16, cores // 2 // here))
+
+
+def open_run(path: str | os.PathLike[str]) -> tuple[RunFolder, Recipe, dict[str, Any]]:
+    """Folder, recipe and identity of a run. Raises ResumeError where `path` is not a run folder."""
+    folder = RunFolder(path)
+    if not folder.recipe.exists() or not folder.identity.exists():
+        raise ResumeError(f"{Path(path)} is not a run folder: it has no recipe.yaml and identity.json")
+    try:
+        recipe, _ = load_recipe(str(folder.recipe))
+        return folder, recipe, json.loads(folder.identity.read_text())
+    except (EosinError, ValueError) as error:
+        raise ResumeError(f"{Path(path)} cannot be read: {error}") from error

@@ -1,0 +1,174 @@
+"""However a run is spread, it learns the same: processes, DDP, FSDP2, micro-batches; resumed on fewer processes too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+from eosin.errors import RecipeError
+from eosin.runs import RunFolder
+from eosin.training import Recipe, load_recipe
+from eosin.training.checkpoint import _tensors_in
+from eosin.training.networks import Networks
+from eosin.training.parallel import check_split, spread
+
+from .conftest import TINY
+
+WAYS = ["1-accumulate", "2-ddp", "2-fsdp-accumulate", "4-ddp", "4-ddp-accumulate", "4-fsdp", "4-fsdp-accumulate"]
+RESUMED = ["resumed-2-fsdp", "resumed-1"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def runs(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty steps in fp64, spread in every way, on up to four gloo processes."""
+    out = tmp_path_factory.mktemp("spread")
+    script = Path(__file__).with_name("many_processes.py")
+    words = [sys.executable, str(script), str(tiles_folder), str(out), str(free_port())]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def everything(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint: networks, centers, Adam's averages."""
+    import torch.distributed.checkpoint as dcp
+
+    at = RunFolder(folder).checkpoint(step)
+    state = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in _tensors_in(at).items()}
+    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(at)), no_dist=True)
+    return state
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    quiet = ("img_s", "data_wait", "knn")
+    return [{k: v for k, v in row.items() if k not in quiet} for row in RunFolder(folder).read_metrics()]
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    for step in (10, 20):
+        a, b = everything(one, step), everything(other, step)
+        assert a.keys() == b.keys()
+        for name in a:
+            scale = max(a[name].abs().max().item(), 1e-6)
+            assert (a[name] - b[name]).abs().max().item() <= 1e-9 * scale, (step, name)
+    first, second = curve(one), curve(other)
+    assert len(first) == len(second)
+    for row, twin in zip(first, second, strict=True):
+        for key in row:
+            # The monitor's features are fp32; losses and the gradient's norm are fp64.
+            loose = 1e-9 if key.startswith("loss") or key == "grad_norm" else 1e-4
+            assert twin[key] == pytest.approx(row[key], rel=loose, abs=1e-12), key
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_losses_gradients_and_weights_do_not_depend_on_how_a_run_is_spread(runs: Path, way: str) -> None:
+    assert_equal_runs(runs / "1", runs / way)
+
+
+@pytest.mark.parametrize("way", ["centering-4-ddp", "centering-4-fsdp-accumulate"])
+def test_nor_with_centering_koleo_and_a_shared_head(runs: Path, way: str) -> None:
+    assert_equal_runs(runs / "centering-1", runs / way)
+
+
+@pytest.mark.parametrize("way", RESUMED)
+def test_saved_on_four_resumed_on_fewer(runs: Path, way: str) -> None:
+    assert_equal_runs(runs / "1", runs / way)
+
+
+def test_each_process_writes_its_part(runs: Path) -> None:
+    files = list(RunFolder(runs / "4-fsdp").checkpoint(20).glob("*.safetensors"))
+    assert len(files) == 4
+    whole = sum(value.numel() * value.element_size() for value in everything(runs / "4-fsdp", 20).values())
+    assert sum(file.stat().st_size for file in files) < 1.5 * whole
+
+
+def command(tiles: Path, out: Path, *more: str) -> list[str]:
+    changes = [word for change in (*TINY, "run.steps=60", "run.keep_last=99", *more) for word in ("--set", change)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    verb = ["-m", "eosin", "train", "quickstart", "--tiles", str(tiles), "--mpp", "0.5", "-o", str(out)]
+    return [*launch, *verb, *changes]
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for_steps(run: RunFolder, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.time() + 120
+    while len(run.steps()) < count and process.poll() is None and time.time() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, "the run ended before it was disturbed"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    subprocess.run(command(tiles_folder, out), env=environment(), check=True, capture_output=True, timeout=300)
+    return out
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes of a run in /proc")
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(signal.SIGKILL, "another process of this run has died"), (signal.SIGTERM, "stopped by a signal at step")],
+)
+def test_a_lost_process_or_a_signal_is_one_line_and_the_run_goes_on_exactly(
+    number: signal.Signals, said: str, undisturbed: Path, tiles_folder: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    words = command(tiles_folder, run.root)
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(run, 2, process)
+    if number == signal.SIGKILL:
+        os.kill(children(process.pid)[-1], signal.SIGKILL)
+    else:
+        process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert said in errors
+    reached = run.steps()
+    assert reached[-1] < 60
+    if number == signal.SIGTERM:  # saved where it was, not where a checkpoint was due
+        assert f"at step {reached[-1]}" in errors
+    subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=300)
+    a, b = everything(undisturbed, 60), everything(run.root, 60)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    recipe = load_recipe("quickstart", [*TINY, "parallel.accumulate=2"])[0]
+    check_split(recipe, 1)
+    with pytest.raises(RecipeError, match="does not divide into groups of 4 tiles x 2 processes x 2 micro-batches"):
+        check_split(recipe, 2)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same(recipe: Recipe) -> None:
+    ends = []
+    for compiled in (False, True):
+        chosen = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update={"compile": compiled})})
+        networks = Networks(chosen)
+        parallel = spread(networks, chosen, torch.device("cpu"), "fp32")
+        seen = parallel.student([torch.ones(8, 3, 32, 32), torch.ones(8, 3, 16, 16)], None, None)
+        seen.cls.square().sum().backward()
+        ends.append((seen.cls.detach(), networks.student.encoder.blocks[0].attn.qkv.weight.grad))
+    torch.testing.assert_close(ends[0], ends[1], atol=1e-4, rtol=1e-4)
