@@ -143,15 +143,15 @@ def their_side(recipe: Recipe, networks: Networks, given: StepInput, device: tor
     return Side("dinov2", step)
 
 
-def seconds(step: Callable[[], Any], device: torch.device) -> float:
-    """Time of one call, until the device is done."""
+def seconds(step: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Time of one call until the device is done: by the clock, and of the processor."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - processor
 
 
 def measure(recipe: Recipe, args: argparse.Namespace, precision: str) -> dict[str, dict[str, float]]:
@@ -172,17 +172,20 @@ def measure(recipe: Recipe, args: argparse.Namespace, precision: str) -> dict[st
             found[name]["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
             del side
     sides = [build(recipe, Networks(recipe), given, device, precision) for build in builders.values()]
-    warmup, steps = (5, 20) if device.type == "cuda" else (1, 5)
+    warmup, steps = (5, 20) if device.type == "cuda" else (3, 5)  # until the allocator holds what a step needs
     for _ in range(warmup):
         for side in sides:
             side.step()
-    times: dict[str, list[float]] = {side.name: [] for side in sides}
+    times: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
     for turn in range(args.steps or steps):
         for side in sides if turn % 2 == 0 else sides[::-1]:
             times[side.name].append(seconds(side.step, device))
     for name, values in times.items():
-        found[name]["img_s"] = recipe.run.batch / statistics.median(values)
-        found[name]["slowest_over_fastest"] = max(values) / min(values)
+        clock, processor = zip(*values, strict=True)
+        found[name]["img_s"] = recipe.run.batch / statistics.median(clock)
+        found[name]["slowest_over_fastest"] = max(clock) / min(clock)
+        if device.type == "cpu":
+            found[name]["img_per_processor_s"] = recipe.run.batch / statistics.median(processor)
     peak = next((peak for key, peak in DATASHEET_BF16.items() if key in _device_name(device)), None)
     if peak is not None and precision == "bf16":
         for row in found.values():
@@ -218,7 +221,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print one line a side and precision, with the ratio."""
+    """Print one line a side and precision, and the ratios. On a busy machine, one thread and the processor's time."""
     args = arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -238,7 +241,9 @@ def main() -> None:
         found = results[precision] = measure(recipe, args, precision)
         for name, row in found.items():
             print(f"{precision} {name:7s} " + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
-        print(f"{precision} ratio   {found['eosin']['img_s'] / found['dinov2']['img_s']:.2f}")
+        for key in ("img_s", "img_per_processor_s"):
+            if key in found["eosin"]:
+                print(f"{precision} ratio of {key}: {found['eosin'][key] / found['dinov2'][key]:.2f}")
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
     torch.distributed.destroy_process_group()

@@ -105,5 +105,8 @@ def test_a_failed_run_is_exit_2_after_the_others_are_done(
     page = (tmp_path / "out" / "report.html").read_text()
     assert "1 of 2 runs finished, 1 failed" in page
     assert "failed: the loss or its gradient" in page
+    capfd.readouterr()
+    assert eosin("report", tmp_path / "out", "-o", tmp_path / "again.html") == 0
+    assert capfd.readouterr().out.strip() == str(tmp_path / "again.html")
     table = (tmp_path / "out" / "table.csv").read_text().splitlines()
     assert [row.split(",")[2] for row in table] == ["status", "failed", "done"]

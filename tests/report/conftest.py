@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from eosin.marks import write_marked
-from eosin.runs import RunFolder, append_line
+from eosin.runs import ATTENTION, RunFolder, append_line
 
 EVIL = "<script>alert(1)</script>"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """12 tiles of 64 px from 3 slides, one of them with a hostile name; 6 logged steps, one checkpoint."""
+    """12 tiles of 64 px from 3 slides, one of them with a hostile name; 6 logged steps, one checkpoint, one alarm."""
     folder = RunFolder(tmp_path / "run")
     folder.pictures.mkdir(parents=True)
     folder.checkpoint(50).mkdir(parents=True)
@@ -38,6 +38,11 @@ def run(tmp_path: Path) -> RunFolder:
             "loss/ibot": 3.0,
         }
         append_line(folder.metrics, {**row, "lr": 1e-4, "img_s": 16.0})
+    for name, step in zip(ATTENTION, (0, 50), strict=True):
+        maps = values.integers(0, 256, (4, 4, 4, 4), dtype=np.uint8)
+        np.savez_compressed(folder.pictures / f"{name}.npz", step=step, maps=maps)
+    text = f"RankMe 3 is below 25% of the run's best {EVIL}"
+    append_line(folder.alarms, {"step": 50, "alarm": "collapse", "action": "warn", "text": text})
     append_line(folder.metrics, {"step": 50, "rankme": 31.5, "odcorr": 0.2, "uniformity": -2.5, "knn": 0.625})
     recipe = {
         "name": "tiny",

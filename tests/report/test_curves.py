@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from eosin.report.curves import curves_section, series
+import pytest
+
+from eosin.report.curves import curves_section, levels_of, series
 
 
 def test_series_keep_finite_numbers_only() -> None:
@@ -18,7 +20,7 @@ def test_series_keep_finite_numbers_only() -> None:
 def test_every_logged_name_gets_one_chart_under_its_heading() -> None:
     names = ["loss", "loss/ibot", "loss/uniformity", "uniformity", "knn", "knn/colon", "lr", "something_new"]
     rows = [{"step": step, **dict.fromkeys(names, float(step))} for step in (0, 10)]
-    body = "".join(curves_section(rows, width=192).body)
+    body = "".join(curves_section(rows).body)
     for name in names:
         slug = name.replace("/", "-").replace("_", "-")
         assert body.count(f'id="curve-{slug}"') == 1
@@ -28,10 +30,35 @@ def test_every_logged_name_gets_one_chart_under_its_heading() -> None:
     assert body.index("<h3>Other") < body.index('"curve-something-new"')
 
 
-def test_rankme_is_shown_against_the_embedding_width() -> None:
+def test_rankme_is_shown_against_the_most_that_it_can_be() -> None:
     rows = [{"step": 0, "rankme": 20.0}, {"step": 1, "rankme": 30.0}]
-    assert "D = 192 (dashed)" in "".join(curves_section(rows, width=192).body)
+    recipe = {"encoder": {"width": 192}, "run": {"monitor_tiles": 512}}
+    assert levels_of(recipe)["rankme"].value == 192
+    assert "dashed: the embedding width 192" in "".join(curves_section(rows, levels_of(recipe)).body)
+    few = levels_of({**recipe, "run": {"monitor_tiles": 64}})["rankme"]
+    assert few == (64, "the 64 watched tiles, fewer than the width 192")
     assert "dashed" not in "".join(curves_section(rows).body)
+    assert levels_of({"encoder": None, "run": {"monitor_tiles": 64}}) == {}
+
+
+def test_teacher_entropy_is_shown_against_no_preference() -> None:
+    goal = {"dino_prototypes": 2048, "ibot_prototypes": 16, "shared_head": False}
+    levels = levels_of({"objective": goal})
+    assert levels["teacher_entropy"].value == pytest.approx(7.6246, abs=1e-4)
+    assert levels["teacher_entropy/ibot"].value == pytest.approx(2.7726, abs=1e-4)
+    assert levels_of({"objective": {**goal, "shared_head": True}})["teacher_entropy/ibot"].value > 7.6
+    rows = [{"step": 0, "teacher_entropy": 5.0, "teacher_entropy/ibot": 2.0, "prototypes_used/ibot": 0.5}]
+    body = "".join(curves_section(rows, levels).body)
+    assert "Teacher entropy: iBOT" in body
+    assert "Prototypes used: iBOT" in body
+    assert "dashed: ln 16, no preference" in body
+
+
+def test_a_learning_rate_that_all_layers_share_is_shown_once() -> None:
+    rows = [{"step": n, "lr": 1.0 / (n + 1), "encoder_lr": 1.0 / (n + 1), "last_layer_lr": float(n)} for n in range(3)]
+    body = "".join(curves_section(rows).body)
+    assert 'id="curve-encoder-lr"' not in body
+    assert 'id="curve-last-layer-lr"' in body
 
 
 def test_nothing_logged_leaves_the_section_out() -> None:

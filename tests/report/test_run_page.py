@@ -17,7 +17,7 @@ from eosin.features.encoder import ColourEncoder, VitEncoder
 from eosin.models import EncoderConfig, ViT
 from eosin.report import write_run_report
 from eosin.report.run_page import training_seconds
-from eosin.runs import RunFolder
+from eosin.runs import ATTENTION, RunFolder
 from eosin.slides import Cohort
 
 EVIL = "<script>alert(1)</script>"
@@ -117,7 +117,7 @@ def test_full_page_needs_nothing_else(run: RunFolder, cohort: Cohort, tmp_path: 
     )
     page = Page(path)
     assert page.open == []
-    wanted = {"curves", "probe", "tiles", "views", "patches", "neighbours", "slides", "recipe"}
+    wanted = {"alarms", "curves", "probe", "tiles", "views", "attention", "patches", "neighbours", "slides", "recipe"}
     assert page.sections == wanted
     assert len(page.ids) == len(set(page.ids))
     for tag, attributes in page.tags:
@@ -151,6 +151,8 @@ def test_page_says_what_was_measured(run: RunFolder, cohort: Cohort, tmp_path: P
     )
     for words in (
         "Step 50 of 100",
+        "1 alarm ",
+        "RankMe 3 is below 25% of the run's best",
         "last checkpoint at step 50",
         "1111aaaa",
         "torch 9.9",
@@ -176,7 +178,18 @@ def test_a_run_that_has_just_begun_gives_reasons(tmp_path: Path) -> None:
     (tmp_path / "new" / "metrics.jsonl").write_text("")
     page = Page(write_run_report(tmp_path / "new", tmp_path / "report.html"))
     assert page.sections == {"missing"}
-    for title in ("Curves", "Probe", "Tiles", "Views", "Patch tokens", "Nearest neighbours", "Slides"):
+    titles = (
+        "Alarms",
+        "Curves",
+        "Probe",
+        "Tiles",
+        "Views",
+        "Attention",
+        "Patch tokens",
+        "Nearest neighbours",
+        "Slides",
+    )
+    for title in titles:
         assert f"{title}: " in page.text
     assert "sample.npz" in page.text
 
@@ -186,6 +199,10 @@ def test_half_written_parts_are_tolerated(run: RunFolder, tmp_path: Path) -> Non
         handle.write(b'{"step": 60, "loss": 5.')
     whole = (run.pictures / "sample.npz").read_bytes()
     (run.pictures / "sample.npz").write_bytes(whole[: len(whole) // 2])
+    for name in ATTENTION:
+        whole = (run.pictures / f"{name}.npz").read_bytes()
+        (run.pictures / f"{name}.npz").write_bytes(whole[: len(whole) // 2])
+    run.alarms.write_text('{"step": 1}\n\x00{"torn"\n{"step": 2}\n')
     run.identity.write_text('{"recipe_hash"')
     run.recipe.write_text("name: [tiny")
     page = Page(write_run_report(run, tmp_path / "report.html", encoder=tiny_encoder()))

@@ -71,7 +71,7 @@ def test_a_step_touches_the_chosen_images_only(chosen: list[int]) -> None:
     flags = np.isin(np.arange(6), chosen)
     factors = np.linspace(0.5, 0.9, 6)
     after = images.clone()
-    color.apply_(color.brightness_, after, flags, factors)
+    color.apply_(after, [color.choose(color.brightness_, flags, factors)])
     expected = images.clone()
     for row in chosen:
         expected[row] *= factors[row]

@@ -9,7 +9,7 @@ import typer
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or the folder of a quickstart.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or the folder of a quickstart or a study.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; RUN/report.html without.")] = None,
     model: Annotated[Path | None, typer.Option(help="Exported model, for patch-token and neighbour pictures.")] = None,
     results: Annotated[Path | None, typer.Option(help="Folder with the results.json of `eosin eval`.")] = None,
@@ -20,8 +20,11 @@ def report(
     A quickstart's model, results and cohort are found beside its run; for other runs name them.
     """
     from eosin.cli.quickstart import SYNTHETIC, SYNTHETIC_CAPTION
-    from eosin.report import write_run_report
+    from eosin.report import write_run_report, write_study_report
 
+    if (run / "study.json").is_file():
+        typer.echo(write_study_report(run, out))
+        return
     if (run / "run").is_dir():
         run = run / "run"
     if run.name == "run":

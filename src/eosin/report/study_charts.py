@@ -142,7 +142,7 @@ def curve_chart(curves: Sequence[Curve], label: str) -> Html:
 
 def dot_chart(arms: Sequence[Dots], names: Sequence[str], levels: Sequence[tuple[str, float]], label: str) -> Html:
     """A line an arm: its runs as marks, mean and interval as a bar. `levels`: (name, value) of at most two lines."""
-    room = max(LEFT, min(150, 12 + 5.4 * max((len(name) for name in names), default=0)))
+    room = max(LEFT, min(186, 12 + 5.4 * max((len(name) for name in names), default=0)))
     values = [v for dots in arms for v in (*(v for v, _ in dots.values), dots.low, dots.high) if v is not None]
     x = Axis([*values, *(value for _, value in levels)], room, WIDTH - RIGHT, ticks=5)
     height = TOP + 22 * len(arms) + BOTTOM + (12 if levels else 0)

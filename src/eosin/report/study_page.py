@@ -55,7 +55,7 @@ def write_study_report(study: PathLike, out: PathLike | None = None, *, command:
         tables.conditions_section(told, arms),
         tables.table_section(told, arms),
         _dots_section(told, arms),
-        tables.differences_section(told),
+        tables.differences_section(told, arms),
         _curves_section(root, told, arms, legend),
         _scatter_section(told, arms, legend),
         tables.runs_section(told, arms),

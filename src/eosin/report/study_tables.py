@@ -21,15 +21,14 @@ MEASURES = {
     "odcorr": ("ODCorr", "correlation between features, 0 is independent"),
     "uniformity": ("Uniformity", "lower is more evenly spread over the sphere; 0 means collapse"),
 }
-PROBES = {"knn": "k-NN", "logreg": "logistic regression"}
 
 
 def metric_title(name: str) -> str:
-    """A metric as people read it: `logreg/cells` is the probe on cells by logistic regression."""
+    """A metric as people read it: `logreg/cells` is the probe on cells by the protocol logreg."""
     if name in MEASURES:
         return MEASURES[name][0]
     protocol, _, task = name.partition("/")
-    return f"{task}, {PROBES.get(protocol, protocol)}" if task else name
+    return f"{task}, {'k-NN' if protocol == 'knn' else protocol}" if task else name
 
 
 def metrics_of(told: dict[str, Any]) -> list[str]:
@@ -107,36 +106,41 @@ def _baseline(row: Row | None) -> Html | str:
     return joined(fixed(row["mean"]), element("br"), element("span", ends, class_="soft small"))
 
 
-def differences_section(told: dict[str, Any]) -> Section:
-    pairs: dict[tuple[str, str], dict[str, Row]] = {}
+def differences_section(told: dict[str, Any], arms: Sequence[str]) -> Section:
+    """A table a metric: each arm minus the reference, with both intervals."""
+    pairs: dict[str, dict[str, dict[str, Row]]] = {}
     for row in told["differences"]:
         kind = "seeds" if row["over"] == "seeds" else "cases"
-        pairs.setdefault((row["arm"], row["metric"]), {})[kind] = row
-    rows: list[list[Child]] = []
-    for (arm, metric), both in pairs.items():
-        seeds, cases = both.get("seeds", {}), both.get("cases", {})
-        value = cases.get("difference", seeds.get("difference"))
-        over = f" ({number(cases['n'], 9)} {cases['over']}s)" if cases else ""
-        rows.append(
-            [
-                arm,
-                metric_title(metric),
-                fixed(value, sign=True),
-                f"{_ends(seeds)} ({seeds.get('n', 0)} seeds)" if seeds else "–",
-                f"{_ends(cases)}{over}" if cases else "",
-                _p(cases.get("p")),
-                _verdict([one for one in (seeds, cases) if one]),
-            ]
-        )
-    head = ["arm", "metric", "difference", "95 % over seeds", "95 % over test cases", "p, cases", ""]
+        pairs.setdefault(row["metric"], {}).setdefault(row["arm"], {})[kind] = row
+    body = []
+    for metric, by_arm in pairs.items():
+        rows = [_difference(named_arm(arms.index(arm), arm), both) for arm, both in by_arm.items()]
+        judged = any("cases" in both for both in by_arm.values())
+        head = [f"minus {told['reference']}", "difference", "95 % over seeds", ""]
+        head[3:3] = ["95 % over test cases", "p, cases"] if judged else []
+        cells = [row if judged else [*row[:3], row[5]] for row in rows]
+        numeric = range(1, len(head) - 1)
+        body.append(table(head, cells, numeric=numeric, caption=metric_title(metric), compact=True))
     how = (
         f"Each arm minus the arm {told['reference']!r}. Over seeds: t-interval of the differences between runs of one "
         "seed. Over test cases: paired bootstrap of the same cases, correctness averaged over seeds, runs held fixed. "
         "A difference is called higher or lower only where every interval given leaves out zero. Nothing is corrected "
         "for the number of comparisons."
     )
-    body = [table(head, rows, numeric=(2, 3, 4, 5))] if rows else []
     return Section("differences", "Differences", how, body, "fewer than two arms have finished runs.")
+
+
+def _difference(name: Html, both: dict[str, Row]) -> list[Child]:
+    seeds, cases = both.get("seeds", {}), both.get("cases", {})
+    value = cases.get("difference", seeds.get("difference"))
+    return [
+        name,
+        fixed(value, sign=True),
+        f"{_ends(seeds)} ({seeds['n']} seeds)" if seeds else "–",
+        f"{_ends(cases)} ({number(cases['n'], 9)} {cases['over']}s)" if cases else "",
+        _p(cases.get("p")),
+        _verdict([one for one in (seeds, cases) if one]),
+    ]
 
 
 def _ends(row: Row) -> str:

@@ -14,6 +14,9 @@ from eosin.models import ViT
 from eosin.models.positions import rotate
 from eosin.runs import ATTENTION, RunFolder
 
+OCTAVE = 12.0
+"""Steps of a kept map for a factor of two, so that it reaches from 1 / 1000 to 1000 times an even share."""
+
 
 def attention_to_patches(vit: ViT, images: Tensor) -> Tensor:
     """What each head of the last block lets CLS take from each patch: float32 [B, heads, h, w].
@@ -44,12 +47,12 @@ def attention_to_patches(vit: ViT, images: Tensor) -> Tensor:
 def keep_attention(maps: Tensor, step: int, run: RunFolder) -> None:
     """Write `maps` [T, heads, h, w] after `step` steps into RUN/pictures: the run's first ones, else its latest.
 
-    The file holds step; maps, uint8 [T, 1 + heads, h, w], the mean over heads first, each from 0 to its own peak; peak,
-    float32 [T, 1 + heads]. Raises OutputError.
+    The file holds step and maps, uint8 [T, 1 + heads, h, w], the mean over heads first: 128 is an even share 1 / (h w),
+    OCTAVE more or less is twice or half of it. Raises OutputError.
     """
     whole = torch.cat([maps.mean(dim=1, keepdim=True), maps], dim=1).cpu().numpy()
-    peak = whole.max(axis=(2, 3))
-    scaled = np.round(255 * whole / np.maximum(peak, 1e-12)[..., None, None]).astype(np.uint8)
+    octaves = np.log2(np.maximum(whole * whole.shape[2] * whole.shape[3], 1e-6))
+    coded = np.clip(np.round(128 + OCTAVE * octaves), 0, 255).astype(np.uint8)
     first, latest = (run.pictures / f"{name}.npz" for name in ATTENTION)
     with atomic_path(latest if first.exists() else first) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(handle, allow_pickle=False, step=step, maps=scaled, peak=peak)
+        np.savez_compressed(handle, allow_pickle=False, step=step, maps=coded)

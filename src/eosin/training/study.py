@@ -30,6 +30,7 @@ from eosin.progress import progress_bar, say
 from eosin.provenance import versions
 from eosin.runs import RunFolder
 from eosin.training.export import export_run
+from eosin.training.prepare import reading_processes
 from eosin.training.study_plan import PlannedRun, StudyPlan, Words, plan_study
 from eosin.training.study_table import (
     LABEL_FREE,
@@ -95,26 +96,30 @@ def _known_rows(root: Path, plan: StudyPlan) -> list[Row]:
             raise ResumeError(
                 f"{folder.root} holds a run of another recipe: settings of the study have changed; give another -o"
             )
-        row = known.get(plan.key(run), {})
-        same = (row.get("arm"), row.get("seed")) == (run.arm.name, run.seed)
+        row = known.get((run.arm.name, run.seed), {})
         there = folder.steps() and (root / "models" / run.place).is_dir()
-        rows.append(row if same and there else _row(plan, run))
+        judged = not plan.specs or _predictions(root, run.place).is_file()
+        rows.append(row if row.get("key") == plan.key(run) and there and judged else _row(plan, run))
     return rows
 
 
-def _written_rows(path: Path, name: str) -> dict[str, Row]:
-    """Rows of finished runs by their key; none without the file."""
+def _written_rows(path: Path, name: str) -> dict[tuple[str, int], Row]:
+    """Rows of finished runs by arm and seed; none without the file."""
     if not path.is_file():
         return {}
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        rows = {str(row["key"]): row for row in told["runs"] if row["status"] == "done"}
+        rows = {(row["arm"], row["seed"]): row for row in told["runs"] if row["status"] == "done"}
         owner = told["study"]["name"]
     except (ValueError, KeyError, TypeError) as error:
         raise ResumeError(f"{path} is damaged; move it away, the runs beside it are kept") from error
     if owner != name:
         raise ResumeError(f"{path.parent} belongs to the study {owner}, not to {name}; give another -o")
     return rows
+
+
+def _predictions(root: Path, place: str) -> Path:
+    return root / "results" / place / "predictions.parquet"
 
 
 def _recipe_hash(folder: RunFolder) -> str:
@@ -173,7 +178,10 @@ def _trained(plan: StudyPlan, run: PlannedRun, root: Path) -> dict[str, Any]:
     metrics = {name: float(getattr(label_free, name)(z)) for name in LABEL_FREE}
     if plan.specs:
         results = root / "results" / run.place
-        found = evaluate(str(model), plan.specs, plan.study.protocol, results, device=words.device, fresh=True)
+        readers = reading_processes(run.recipe)
+        found = evaluate(
+            str(model), plan.specs, plan.study.protocol, results, device=words.device, workers=readers, fresh=True
+        )
         metrics |= {f"{row['protocol']}/{row['task']}": row["mean"] for row in found}
         shutil.rmtree(results / "cache", ignore_errors=True)  # features of every run would fill the disk
     told = {name: identity.get(name) for name in ("steps", "device", "precision")}
@@ -194,7 +202,7 @@ def _conditions(plan: StudyPlan) -> dict[str, Any]:
                 "batch": batch,
                 "tiles": steps * batch,
                 "distinct_tiles": run.recipe.tiles.distinct_tiles,
-                "data": run.data,
+                "data": run.tiles.data,
                 "scales": run.recipe.tiles.scales_text,
             }
         )
@@ -216,7 +224,7 @@ def _conclusions(plan: StudyPlan, rows: list[Row], root: Path) -> dict[str, Any]
     """The part of study.json that the runs together say."""
 
     def judged(row: Row) -> dict[str, Judged]:
-        return read_judged(root / "results" / str(row["place"]) / "predictions.parquet")
+        return read_judged(_predictions(root, str(row["place"])))
 
     reference = plan.study.reference
     cases = case_differences(rows, plan.arms, reference, judged, plan.units) if plan.specs else []
@@ -243,6 +251,7 @@ def _baselines(plan: StudyPlan, rows: list[Row], root: Path) -> list[dict[str, A
         against=["colour"],
         random_init=True,
         device=plan.words.device,
+        workers=reading_processes(plan.reference.recipe),
     )
     shutil.rmtree(results / "cache" / "features", ignore_errors=True)
     kept = ("mean", "ci_low", "ci_high", "n", "n_patients", "resampled", "chance")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,13 @@ class Words:
         return tile_plan(recipe, self.cohort, self.tiles, self.mpp, self.where)
 
 
+class TilesTold(NamedTuple):
+    """What is kept of a run's tile plan: its hash, and a line a source. Whole plans would hold a cohort each."""
+
+    hash: str
+    data: list[str]
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """One run: its arm and seed, and the recipe and tiles that follow from them."""
@@ -48,7 +56,7 @@ class PlannedRun:
     seed: int
     settings: list[str]
     recipe: Recipe
-    tiles: TilePlan
+    tiles: TilesTold
 
     @property
     def place(self) -> str:
@@ -59,11 +67,6 @@ class PlannedRun:
     def name(self) -> str:
         """In words."""
         return f"{self.arm.name}, seed {self.seed}"
-
-    @property
-    def data(self) -> list[str]:
-        """What it learns from, a line a source."""
-        return [source.told for source in self.tiles.sources]
 
 
 @dataclass
@@ -107,7 +110,8 @@ class StudyPlan:
     def watched(self) -> Pixels:
         """uint8 [N, S, S, 3]: the tiles that label-free metrics of all runs are measured on."""
         if self._watched is None:
-            self._watched = watched_tiles(self.reference.tiles, self.reference.recipe).pixels
+            recipe = self.reference.recipe
+            self._watched = watched_tiles(self.words.plan(recipe), recipe).pixels
         return self._watched
 
 
@@ -123,7 +127,7 @@ def plan_study(file: str, words: Words, changes: Sequence[str] = (), probes: Seq
     _check_probes(tasks, protocols)
     find_device(words.device)
     runs = []
-    plans: dict[str, TilePlan] = {}
+    plans: dict[str, TilesTold] = {}
     for arm in study.all_arms():
         for seed in study.seeds:
             settings = study.settings(arm, seed, changes)
@@ -148,13 +152,13 @@ def _check_probes(tasks: Sequence[Task], protocols: Sequence[Protocol]) -> None:
             folds_of(task, protocol)
 
 
-def _tiles_of(recipe: Recipe, words: Words, plans: dict[str, TilePlan]) -> TilePlan:
-    """The checked tile plan of a run; runs that do not differ in their tiles share one."""
+def _tiles_of(recipe: Recipe, words: Words, plans: dict[str, TilesTold]) -> TilesTold:
+    """The tile plan of a run, after its check; runs that do not differ in their tiles share one."""
     key = hash_of([recipe.tiles.model_dump(mode="json"), recipe.run.seed])
     if key not in plans:
         plan = words.plan(recipe)
         plan.check()
-        plans[key] = plan
+        plans[key] = TilesTold(plan.hash, [source.told for source in plan.sources])
     return plans[key]
 
 
@@ -174,7 +178,7 @@ def describe_study(plan: StudyPlan) -> str:
         steps, batch, distinct = run.recipe.run.steps, run.recipe.run.batch, run.recipe.tiles.distinct_tiles
         few = f", {distinct:,} of them distinct" if distinct and distinct < steps * batch else ""
         lines.append(f"arm        {arm.name}: {steps} steps of {batch} = {steps * batch:,} tiles{few}")
-        lines.append(f"             from {'; '.join(run.data)} at {run.recipe.tiles.scales_text} µm/px")
+        lines.append(f"             from {'; '.join(run.tiles.data)} at {run.recipe.tiles.scales_text} µm/px")
         lines += [f"             {change}" for change in as_settings(arm.changes)]
         lines += [f"             {run.place}" for run in plan.runs if run.arm.name == arm.name]
     return "\n".join(lines)

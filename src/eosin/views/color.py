@@ -8,12 +8,17 @@ numbers, is decided in multicrop.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from eosin.views.transfer import to_device
 
 _LUMA = (0.2989, 0.587, 0.114)
 
@@ -105,20 +110,33 @@ def blur_(images: Tensor, sigma: Tensor, kernel_px: int = 9) -> Tensor:
     return images.copy_(torch.bmm(stacked, matrix.transpose(1, 2)).view_as(images))
 
 
-def apply_(
-    step: Callable[..., Tensor],
-    images: Tensor,
-    chosen: npt.NDArray[np.bool_],
-    *values: npt.NDArray[np.float64],
-) -> None:
-    """Run an in-place `step` where `chosen` [N], with those rows of each array in `values` [N, ...]."""
+@dataclass(frozen=True)
+class Choice:
+    """An in-place step on those images of a batch for which it was drawn."""
+
+    step: Callable[..., Tensor]
+    rows: npt.NDArray[np.int64]  # ascending
+    values: tuple[npt.NDArray[np.float32], ...]  # [rows, ...] each
+
+
+def choose(step: Callable[..., Tensor], chosen: npt.NDArray[np.bool_], *values: npt.NDArray[np.float64]) -> Choice:
+    """`step` where `chosen` [N], with those rows of each array in `values` [N, ...]."""
     rows = np.flatnonzero(chosen)
-    if len(rows) == 0:
-        return
-    numbers = [torch.from_numpy(value[rows].astype(np.float32)).to(images.device) for value in values]
-    first, last = int(rows[0]), int(rows[-1]) + 1
-    if last - first == len(rows):  # neighbours: no copy there and back
-        step(images[first:last], *numbers)
-        return
-    index = torch.from_numpy(rows).to(images.device)
-    images.index_copy_(0, index, step(images.index_select(0, index), *numbers))
+    return Choice(step, rows, tuple(value[rows].astype(np.float32) for value in values))
+
+
+def apply_(images: Tensor, choices: Sequence[Choice]) -> Tensor:
+    """Run the steps one after another; all their numbers go to the device at once."""
+    choices = [choice for choice in choices if len(choice.rows)]
+    arrays: list[npt.NDArray[Any]] = []
+    for choice in choices:
+        arrays += [choice.rows, *choice.values]
+    sent = iter(to_device(arrays, images.device))
+    for choice in choices:
+        index, *numbers = islice(sent, 1 + len(choice.values))
+        first, last = int(choice.rows[0]), int(choice.rows[-1]) + 1
+        if last - first == len(index):  # neighbours: no copy there and back
+            choice.step(images[first:last], *numbers)
+        else:
+            images.index_copy_(0, index, choice.step(images.index_select(0, index), *numbers))
+    return images

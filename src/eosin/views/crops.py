@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from eosin.views.transfer import to_device
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -102,10 +104,13 @@ def crop_by_matrices(
     device = pixels.device
     tiles, height, width, _ = pixels.shape
     views = boxes.shape[0]
-    top, left, box_height, box_width = torch.from_numpy(boxes).to(device).unbind(-1)  # [V, b]
     # The transpose comes last here, so where there is one, the flips trade axes.
-    rows = torch.from_numpy(np.where(turns.transpose, turns.flip_columns, turns.flip_rows)).to(device)
-    columns = torch.from_numpy(np.where(turns.transpose, turns.flip_rows, turns.flip_columns)).to(device)
+    flips = (
+        np.where(turns.transpose, turns.flip_columns, turns.flip_rows),
+        np.where(turns.transpose, turns.flip_rows, turns.flip_columns),
+    )
+    sent, rows, columns, transpose = to_device([boxes, *flips, turns.transpose], device)
+    top, left, box_height, box_width = sent.unbind(-1)  # [V, b]
     weights_y = resize_weights(top, box_height, rows, height, out_px, interpolation)  # [V, b, out, H]
     weights_x = resize_weights(left, box_width, columns, width, out_px, interpolation)  # [V, b, out, W]
 
@@ -117,8 +122,7 @@ def crop_by_matrices(
     narrow = narrow.permute(3, 0, 2, 1, 4).reshape(views * tiles, height, 3 * out_px)
     crops = torch.bmm(weights_y.reshape(views * tiles, out_px, height), narrow)  # [V·b, out, 3·out]
     crops = crops.view(views, tiles, out_px, 3, out_px).transpose(2, 3).clamp(0.0, 1.0)
-    transpose = torch.from_numpy(turns.transpose).to(device)[..., None, None, None]
-    return torch.where(transpose, crops.transpose(-1, -2), crops).contiguous()
+    return torch.where(transpose[..., None, None, None], crops.transpose(-1, -2), crops).contiguous()
 
 
 def crop_native(

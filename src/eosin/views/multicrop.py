@@ -10,7 +10,7 @@ and color.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 from eosin.randomness import Words
 from eosin.views import color, crops, stain
 from eosin.views.config import ViewsConfig
+from eosin.views.transfer import tensor_to
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -172,7 +173,7 @@ def render(
     device = torch.device(device)
     if route == "auto":
         route = "native" if device.type == "cpu" else "matrix"
-    batch = batch.to("cpu" if route == "native" else device)
+    batch = tensor_to(batch, torch.device("cpu") if route == "native" else device)
     sizes = [(plan.globals, config.global_px), (plan.locals, config.local_px)]
     return [_render_crops(batch, crop_plan, px, config, device, route) for crop_plan, px in sizes if crop_plan]
 
@@ -184,8 +185,7 @@ def _render_crops(
     views, tiles = plan.grey.shape
     boxes = plan.boxes(config, batch.shape[1], batch.shape[2])
     turns = crops.turns_of(plan.horizontal_flip, plan.vertical_flip, plan.quarter_turns)
-    mean = torch.tensor(config.mean, device=device)[:, None, None]
-    gain = 1.0 / torch.tensor(config.std, device=device)[:, None, None]
+    mean, gain = _normalisation(config.mean, config.std, device)
     out = torch.empty(views, tiles, 3, size_px, size_px, device=device)
     step = max(1, _CHUNK_BYTES["cpu" if device.type == "cpu" else "gpu"] // (views * 3 * size_px**2 * 4))
     for first in range(0, tiles, step):
@@ -203,26 +203,32 @@ def _render_crops(
 def photometric_(images: Tensor, plan: CropPlan, config: ViewsConfig) -> Tensor:
     """Stain and colour steps on crops [V·b, 3, n, n] in [0, 1], in place, each where it was drawn."""
     blur = partial(color.blur_, kernel_px=config.blur_kernel_px)
-    if config.blur_order == "before":
-        color.apply_(blur, images, plan.blur.ravel(), plan.blur_sigma.ravel())
-    color.apply_(
-        stain.jitter_hed_,
-        images,
-        plan.hed.ravel(),
-        plan.hed_alpha.reshape(-1, 3),
-        plan.hed_beta.reshape(-1, 3),
-    )
+    blurred = [color.choose(blur, plan.blur.ravel(), plan.blur_sigma.ravel())]
+    hed = (plan.hed.ravel(), plan.hed_alpha.reshape(-1, 3), plan.hed_beta.reshape(-1, 3))
     order = plan.jitter_order.reshape(-1, 4)
     factors = plan.jitter_factors.reshape(-1, 4)
-    for position in range(4):
-        for kind, step in enumerate(color.JITTERS):
-            chosen = plan.jitter.ravel() & (order[:, position] == kind)
-            color.apply_(step, images, chosen, factors[:, kind])
-    color.apply_(color.grey_, images, plan.grey.ravel())
-    if config.blur_order == "after":
-        color.apply_(blur, images, plan.blur.ravel(), plan.blur_sigma.ravel())
-    color.apply_(partial(color.solarise_, threshold=config.solarise_threshold), images, plan.solarise.ravel())
-    return images
+    jitters = [
+        color.choose(step, plan.jitter.ravel() & (order[:, position] == kind), factors[:, kind])
+        for position in range(4)
+        for kind, step in enumerate(color.JITTERS)
+    ]
+    solarise = partial(color.solarise_, threshold=config.solarise_threshold)
+    choices = [
+        *(blurred if config.blur_order == "before" else []),
+        color.choose(stain.jitter_hed_, *hed),
+        *jitters,
+        color.choose(color.grey_, plan.grey.ravel()),
+        *(blurred if config.blur_order == "after" else []),
+        color.choose(solarise, plan.solarise.ravel()),
+    ]
+    return color.apply_(images, choices)
+
+
+@lru_cache(maxsize=16)
+def _normalisation(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / std, [3, 1, 1] each; kept, since the host waits for the GPU whenever they are copied there."""
+    with torch.inference_mode(False):
+        return torch.tensor(mean, device=device)[:, None, None], 1.0 / torch.tensor(std, device=device)[:, None, None]
 
 
 def denormalise(batch: Tensor, config: ViewsConfig) -> npt.NDArray[np.uint8]:

@@ -8,6 +8,8 @@ of a jitter cannot be carried over from it. Fitted stain matrices (Macenko, Rein
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +19,14 @@ _VECTORS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]
 # Row k is the optical density that one unit of stain k adds to R, G and B.
 STAIN_VECTORS = _VECTORS / np.linalg.norm(_VECTORS, axis=1, keepdims=True)
 _UNMIX = np.linalg.inv(STAIN_VECTORS)
+
+
+@lru_cache(maxsize=16)
+def _matrices(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """STAIN_VECTORS and its inverse; kept, since the host waits for the GPU whenever they are copied there."""
+    with torch.inference_mode(False):
+        vectors, unmix = (torch.tensor(matrix, dtype=dtype, device=device) for matrix in (STAIN_VECTORS, _UNMIX))
+        return vectors, unmix
 
 
 def optical_density(rgb: Tensor) -> Tensor:
@@ -31,13 +41,12 @@ def _light(density: Tensor) -> Tensor:
 
 def separate(rgb: Tensor) -> Tensor:
     """Concentrations of `rgb` [N, 3, H, W] in [0, 1]: [N, 3, H, W] in the order of `STAINS`, unclamped."""
-    unmix = torch.as_tensor(_UNMIX, dtype=rgb.dtype, device=rgb.device)
-    return torch.einsum("nchw,cs->nshw", optical_density(rgb), unmix)
+    return torch.einsum("nchw,cs->nshw", optical_density(rgb), _matrices(rgb.dtype, rgb.device)[1])
 
 
 def compose(concentrations: Tensor) -> Tensor:
     """RGB in [0, 1] of stain `concentrations` [N, 3, H, W]; the inverse of `separate`."""
-    vectors = torch.as_tensor(STAIN_VECTORS, dtype=concentrations.dtype, device=concentrations.device)
+    vectors, _ = _matrices(concentrations.dtype, concentrations.device)
     return _light(torch.einsum("nshw,sc->nchw", concentrations, vectors))
 
 
@@ -48,8 +57,7 @@ def jitter_hed_(images: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     The three steps (separate, scale and shift, compose) are one 3×3 map and an offset of the optical density.
     """
     count, _, height, width = images.shape
-    vectors = torch.as_tensor(STAIN_VECTORS, device=images.device)  # float64: small matrices, no cost
-    unmix = torch.as_tensor(_UNMIX, device=images.device)
+    vectors, unmix = _matrices(torch.float64, images.device)  # small matrices, no cost
     mix = torch.einsum("cs,ns,sd->ndc", unmix, 1.0 + alpha.double(), vectors).to(images.dtype)  # [N, 3 out, 3 in]
     offset = (beta.double() @ vectors).to(images.dtype)  # [N, 3]
     density = optical_density(images).view(count, 3, height * width)
