@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,9 @@ def wandb_history(path: Path) -> list[dict[str, float]]:
     """The rows that one offline record would send. The file is 7 bytes, then a LevelDB log in blocks of 32 KiB."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    deadline = time.time() + 20
+    while path.stat().st_size <= 7 and time.time() < deadline:  # some versions write when their own process ends
+        time.sleep(0.1)
     data, at, part, rows = path.read_bytes(), 7, b"", []
     while at + 7 <= len(data):
         if 2**15 - at % 2**15 < 7:

@@ -143,7 +143,7 @@ def draw_drop_path(config: EncoderConfig, words: Words, tiles: int, crops: tuple
     if config.drop_path == 0.0:
         return DropPath(config.drop_path_form, tiles, group, crops, ())
     if config.drop_path_form == "sample":
-        keep = 1.0 - torch.tensor(drop_rates(config)).view(-1, 1, 1, 1)  # [depth, 1, 1, 1]
+        keep = 1.0 - torch.tensor(drop_rates(config), dtype=torch.float64).view(-1, 1, 1, 1)  # [depth, 1, 1, 1]
         draws = tuple((torch.from_numpy(words.uniform(config.depth, 2, views, tiles)) < keep) / keep for views in crops)
         return DropPath("sample", tiles, group, crops, draws)
     if tiles % group:

@@ -68,18 +68,19 @@ def resize_positions(table: Tensor, size: tuple[int, int], rule: Interpolation) 
     if size == (grid, grid):
         return table
     with torch.autocast(table.device.type, enabled=False):
-        down, across = (_resampling(grid, n, rule, table.device).to(table.dtype) for n in size)
+        dtype = torch.promote_types(table.dtype, torch.float32)
+        down, across = (_resampling(grid, n, rule, dtype, table.device).to(table.dtype) for n in size)
         square = table.view(grid, grid, -1)
         rows = (down @ square.flatten(1)).view(size[0], grid, -1)  # [h, g, D]
         return (across @ rows).flatten(0, 1)[None]  # [1, h * w, D]
 
 
 @lru_cache(maxsize=128)
-def _resampling(grid: int, count: int, rule: Interpolation, device: torch.device) -> Tensor:
+def _resampling(grid: int, count: int, rule: Interpolation, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Bicubic weights [count, grid] that take `grid` samples to `count`."""
     # A cached tensor that was made in inference mode could never take part in training.
     with torch.inference_mode(False), torch.no_grad():
-        unit = torch.eye(grid, device="cpu")[None, None]
+        unit = torch.eye(grid, dtype=dtype, device="cpu")[None, None]
         if rule == "antialias":
             weights = F.interpolate(unit, size=(count, grid), mode="bicubic", antialias=True)
         else:

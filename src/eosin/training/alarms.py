@@ -115,7 +115,7 @@ class Alarms:
         return f"the embeddings collapse: {'; '.join(said)}" if said else ""
 
     def _stall(self, values: Mapping[str, float]) -> str:
-        if "data_wait" not in values:
+        if "data_wait" not in values or self.stopping:
             return ""
         self._waits.append(values["data_wait"])
         mean = sum(self._waits) / len(self._waits)
@@ -149,7 +149,7 @@ class Alarms:
 
 
 def _stopped(rule: str, step: int, text: str) -> str:
-    return f"stopped at step {step} by watch.{rule}: {text}. To go on all the same: --set watch.{rule}=warn"
+    return f"watch.{rule} stopped the run at step {step}: {text}; with --set watch.{rule}=warn it goes on"
 
 
 def stall_advice(workers: int) -> str:
@@ -157,8 +157,9 @@ def stall_advice(workers: int) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     mine = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if workers < mine:
-        return f"give more reading processes (run.workers is {workers}, there are {mine} cores) or a faster disk"
-    return f"all {mine} cores read already: a faster disk, or tiles cut beforehand (--tiles)"
+        count = f"{mine} cores" if mine > 1 else "1 core"
+        return f"give more reading processes (run.workers is {workers}, there are {count}) or a faster disk"
+    return f"there are as many reading processes as cores ({mine}): a faster disk, or tiles cut beforehand (--tiles)"
 
 
 def main_thread() -> int | None:

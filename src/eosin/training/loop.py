@@ -164,7 +164,7 @@ def _train(run: Run, monitor: Monitor, signals: StopSignals) -> None:
         writer.finish()
         here.barrier()
     if run.step < total and record.alarms.stopping:
-        raise TrainingStopped(f"{record.alarms.stopping}; {_way_on(run.folder)}")
+        raise TrainingStopped(f"{record.alarms.stopping} from step {run.step}")
     if run.step < total:
         raise Interrupted(f"stopped by a signal at step {run.step}; {_way_on(run.folder)}")
 
