@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import eosin
 from benchmarks.gpu.settings import ROOT
+
+import eosin
 
 PATIENCE = 20.0  # seconds from SIGTERM, on which a run saves its state, to SIGKILL
 

@@ -23,12 +23,12 @@ import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
+from benchmarks.gpu.child import one_line, run_child
+from benchmarks.gpu.settings import TINY, Settings
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.gpu.child import one_line, run_child
-from benchmarks.gpu.settings import TINY, Settings
 from eosin.distributed import World
 from eosin.files import write_json
 from eosin.optim import make_schedules
@@ -41,9 +41,13 @@ from eosin.training.prepare import make_optimizer
 from eosin.training.pretrain import draw_step, micro_batches, pretrain_step
 from eosin.training.train import tile_plan
 
-STEPS, SAVED = 20, 10
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
 """Largest relative difference of a loss within twenty steps: rounding differs where kernels add up in another order."""
+
+
+def length(tiny: bool) -> int:
+    """Steps of a run; it is saved after half of them."""
+    return 4 if tiny else 20
 
 
 def measure_distributed(settings: Settings, seconds: float) -> dict[str, Any]:
@@ -54,16 +58,28 @@ def measure_distributed(settings: Settings, seconds: float) -> dict[str, Any]:
     began = time.perf_counter()
     rest = [str(out), settings.device, "tiny" if settings.tiny else "full"]
     plain = run_child(["-m", "benchmarks.gpu.distributed", "plain", *rest], seconds, log)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "benchmarks.gpu.distributed"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "1",
+        "-m",
+        "benchmarks.gpu.distributed",
+    ]
     left = seconds - (time.perf_counter() - began)
     spread_out = run_child([*launch, "spread", *rest], left, log)
-    told: dict[str, Any] = {"backend": "nccl" if settings.device == "cuda" else "gloo", "runs": compare(out)}
+    steps = length(settings.tiny)
+    told: dict[str, Any] = {
+        "backend": "nccl" if settings.device == "cuda" else "gloo",
+        "runs": compare(out, steps // 2),
+    }
     if problem := plain.problem or spread_out.problem:
         told["error"] = problem
     return told
 
 
-def compare(out: Path) -> list[dict[str, Any]]:
+def compare(out: Path, saved: int) -> list[dict[str, Any]]:
     """A row for each precision and way: its losses, and the largest relative difference from the plain run's."""
     rows: list[dict[str, Any]] = []
     for precision, tolerance in TOLERANCE.items():
@@ -72,7 +88,7 @@ def compare(out: Path) -> list[dict[str, Any]]:
         path = out / f"spread-{precision}.json"
         found |= json.loads(path.read_text()) if path.exists() else {}
         if resumed := losses_of(out / f"resumed-{precision}"):
-            found["resumed at step 10"] = dict(list(resumed.items())[SAVED:])
+            found[f"resumed at step {saved}"] = dict(list(resumed.items())[saved:])
         for way, told in found.items():
             row: dict[str, Any] = {"precision": precision, "way": way}
             if isinstance(told, str):
@@ -108,12 +124,12 @@ def changes_for(precision: str, tiny: bool) -> list[str]:
         *(["run.batch=8", "run.group=4", *TINY, "run.workers=0", "run.monitor_tiles=16"] if tiny else []),
         "tiles.mpp=[0.5]",
         "tiles.hsv_share=null",
-        f"run.steps={STEPS}",
-        f"run.checkpoint_every={SAVED}",
+        f"run.steps={length(tiny)}",
+        f"run.checkpoint_every={length(tiny) // 2}",
         "run.keep_last=9",
         "run.log_every=1",
         "run.log_to=[]",
-        f"run.monitor_every={STEPS}",
+        "run.monitor_every=100%",
         "run.monitor_tiles=64",
         f"run.precision={precision}",
     ]
@@ -168,9 +184,10 @@ def curve_of(recipe: Recipe, tiles: Path, way: str, device: torch.device) -> dic
     networks = Networks(recipe)
     parallel = wrapped(networks, recipe, way, device)
     optimizer = make_optimizer(recipe, networks)
-    schedules = make_schedules(recipe.optim, STEPS, recipe.run.batch)
+    schedules = make_schedules(recipe.optim, recipe.run.steps, recipe.run.batch)
     losses = []
-    for batch in TileStream(tile_plan(recipe, [], [str(tiles)], 0.5, None), recipe.run.batch, steps=STEPS):
+    plan = tile_plan(recipe, [], [str(tiles)], 0.5, None)
+    for batch in TileStream(plan, recipe.run.batch, steps=recipe.run.steps):
         ready = micro_batches(recipe, batch, draw_step(recipe, batch.step), parallel)
         losses.append(pretrain_step(networks, optimizer, recipe, ready, schedules.at(batch.step), parallel)["loss"])
     return {step: float(loss) for step, loss in enumerate(losses, 1)}
@@ -193,11 +210,11 @@ def wrapped(networks: Networks, recipe: Recipe, way: str, device: torch.device) 
 
 
 def resume(out: Path, precision: str, device: str, tiny: bool) -> None:
-    """Go on from a copy of the plain run as it was after ten steps."""
+    """Go on from a copy of the plain run as it was half way."""
     plain, copy = out / f"plain-{precision}", out / f"resumed-{precision}"
     if not plain.exists():
         return
-    last = RunFolder(plain).checkpoint(STEPS).name
+    last = RunFolder(plain).checkpoint(length(tiny)).name
     shutil.copytree(plain, copy, ignore=lambda at, names: {last} & set(names))
     train_run(out, copy.name, precision, device, tiny)
 

@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 import torch
+from benchmarks.gpu.settings import ROOT, Settings
 
 import eosin
-from benchmarks.gpu.settings import ROOT, Settings
 from eosin.training.gpus import gpu_here
 
 SIDE = 8192  # of the square bf16 product

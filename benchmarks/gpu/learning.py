@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
 from benchmarks.gpu.child import run_child
 from benchmarks.gpu.settings import Settings
 from benchmarks.learning import write_tasks
+
 from eosin.evaluation import evaluate
 from eosin.evaluation.results import ResultsFolder
 from eosin.features import export_model
@@ -46,8 +46,19 @@ LEARN = [
     "run.keep_last=1",
 ]
 """Tiles of 224 px at 1 µm/px give windows of 192 px between 0.5 and 1 µm/px."""
-FROM_NOTHING = ["optim.base_lr=5.0e-4", "optim.layer_decay=1.0", "optim.momentum=[0.99, 1.0]"]
-"""The recipe's rates are for weights that know something already; these are quickstart's."""
+FROM_NOTHING = [
+    "encoder.layer_scale=null",
+    "objective.dino_prototypes=8192",
+    "objective.ibot_prototypes=8192",
+    "objective.kappa=5.0",
+    "objective.uniformity_weight=0.05",
+    "optim.uniformity_ramp=null",
+    "optim.base_lr=5.0e-4",
+    "optim.layer_decay=1.0",
+    "optim.patch_embed_factor=1.0",
+    "optim.momentum=[0.99, 1.0]",
+]
+"""The recipe is for weights that know something already; from random ones it runs with the values of quickstart."""
 TINY_RUN = ["run.batch=8", "run.group=4", "run.workers=0", "run.monitor_tiles=16", "tiles.size_px=96"]
 
 
@@ -60,7 +71,7 @@ def learning_changes(settings: Settings, minutes: float = 3.0) -> list[str]:
     """Recipe changes of the learning part."""
     length = ["run.steps=6"] if settings.tiny else ["run.steps=20000", f"run.minutes={minutes:.3f}"]
     start = [f"start={settings.start}", *(FROM_NOTHING if settings.start == "random" else [])]
-    return settings.changes(*LEARN, *start, *length, *(TINY_RUN if settings.tiny else []))
+    return [*LEARN, *start, *length, *settings.changes(*(TINY_RUN if settings.tiny else []))]
 
 
 def measure_learning(settings: Settings, seconds: float, hard_seconds: float) -> dict[str, Any]:
@@ -134,9 +145,12 @@ def probe(data: Path, out: Path, run: Path, device: str, tiny: bool) -> None:
     """Trained minus its own start, and minus six colour numbers, on the same samples."""
     trained = export_run(run, out / "trained", pooling="cls")
     start = export_start(run, out / "start")
-    hashes = {name: json.loads((path / "config.json").read_text()) for name, path in (("trained", trained), ("start", start))}
+    hashes = {
+        name: json.loads((path / "config.json").read_text()) for name, path in (("trained", trained), ("start", start))
+    }
     (out / "models.json").write_text(json.dumps({config["eosin"]["model_hash"]: n for n, config in hashes.items()}))
     tasks = write_tasks(data, out / "tasks")
+    keep_present(out / "tasks" / "colon5.csv")
     if tiny:
         thin(out / "tasks")
     workers = 0 if tiny else 8
@@ -144,6 +158,17 @@ def probe(data: Path, out: Path, run: Path, device: str, tiny: bool) -> None:
         str(trained), tasks, "logreg", out / "results", against=[str(start), "colour"],
         batch=256, workers=workers, device=device, fresh=True,
     )  # fmt: skip
+
+
+def hash_of_model(folder: Path) -> str:
+    """By which results name it."""
+    return str(json.loads((folder / "config.json").read_text())["eosin"]["model_hash"])
+
+
+def keep_present(table: Path) -> None:
+    """Leave out images that did not travel with the data (see benchmarks/carry_data.py)."""
+    rows = pd.read_csv(table)
+    rows[[Path(file).exists() for file in rows["file"]]].to_csv(table, index=False)
 
 
 def thin(tasks: Path, every: int = 8) -> None:

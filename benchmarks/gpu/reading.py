@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.gpu.child import one_line
 from benchmarks.gpu.learning import learning_changes, train_tiles
 from benchmarks.gpu.settings import Settings
+
 from eosin.slides import Cohort
 from eosin.tiles import TilePlan, TileStream
 from eosin.training import Recipe, load_recipe

@@ -1,4 +1,4 @@
-"""What all parts of the proof share: where things lie, what is asked for, and the toy size for machines without a GPU."""
+"""What all parts of the proof share: where things lie, what is asked for, and a toy size for machines without a GPU."""
 
 from __future__ import annotations
 

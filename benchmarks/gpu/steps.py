@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-
 from benchmarks.gpu.child import one_line, run_child
 from benchmarks.gpu.settings import TINY, VARIANTS, Settings
 from benchmarks.gpu.timing import Mark, between, mark, wait_for
+
+from eosin.files import finite
 from eosin.optim import make_schedules
 from eosin.runs import append_line, read_lines
 from eosin.tiles import TileBatch
@@ -35,6 +36,7 @@ from eosin.training.parallel import spread
 from eosin.training.prepare import make_optimizer
 from eosin.training.pretrain import draw_step, micro_batches, pretrain_step
 
+Weights = dict[str, torch.Tensor]
 MODELS = {
     "ViT-S/14": ("vits14-1h", "run.batch=128"),
     "ViT-L/14": ("kaiko-vitl14", "run.batch=32"),
@@ -59,24 +61,29 @@ def measure_steps(settings: Settings, seconds: float) -> list[dict[str, Any]]:
 
 
 def _one_model(settings: Settings, model: str, path: Path, seconds: float) -> list[dict[str, Any]]:
-    """Runs the model's process, again without the variant that ended it, until each variant has its row."""
+    """Runs the model's process, again where it ended early, until each variant has its row."""
     deadline = time.perf_counter() + seconds
     todo = list(settings.variants)
     failed: list[dict[str, Any]] = []
     while todo:
-        left = deadline - time.perf_counter()
-        if failed and left < 0.3 * seconds:
-            failed += [{"model": model, "variant": v, "error": "no time left for it"} for v in todo]
-            break
         size = "tiny" if settings.tiny else "full"
         words = ["-m", "benchmarks.gpu.steps", model, str(path), settings.device, size, *todo]
-        ended = run_child(words, left, settings.out / "steps.log")
-        done = {row["variant"] for row in read_lines(path) if row["model"] == model}
+        ended = run_child(words, deadline - time.perf_counter(), settings.out / "steps.log")
+        done = {row["variant"] for row in rows_of(model, path)}
+        if ended.timed_out or not done.intersection(todo):
+            failed += [{"model": model, "variant": v, "error": ended.problem or "left no row"} for v in todo[:1]]
+            todo = todo[1:]
         todo = [variant for variant in todo if variant not in done]
-        if todo:
-            failed.append({"model": model, "variant": todo.pop(0), "error": ended.problem or "left no row"})
-    rows = [row for row in read_lines(path) if row["model"] == model] + failed
-    return sorted(rows, key=lambda row: list(VARIANTS).index(row["variant"]))
+        if ended.timed_out:
+            failed += [{"model": model, "variant": variant, "error": "no time was left for it"} for variant in todo]
+            break
+    failed = [row for row in failed if row["variant"] not in done]
+    return sorted([*rows_of(model, path), *failed], key=lambda row: list(VARIANTS).index(row["variant"]))
+
+
+def rows_of(model: str, path: Path) -> list[dict[str, Any]]:
+    """The rows that the model's processes have left so far."""
+    return [row for row in read_lines(path) if row["model"] == model]
 
 
 def recipe_for(model: str, variant: str, tiny: bool) -> Recipe:
@@ -115,7 +122,7 @@ class Bench:
     step: Callable[[int], Marks]
 
 
-def prepare(recipe: Recipe, state: dict[str, torch.Tensor], device: torch.device) -> Bench:
+def prepare(recipe: Recipe, state: Weights, device: torch.device) -> Bench:
     """Networks of weights `state` on `device`, an optimiser, and tiles in host memory."""
     with torch.device("meta"):
         networks = Networks(recipe)
@@ -210,7 +217,9 @@ def told_of(recipe: Recipe, model: str, variant: str) -> dict[str, Any]:
     }
 
 
-def row_of(model: str, variant: str, state: dict[str, torch.Tensor], device: torch.device, tiny: bool) -> dict[str, Any]:
+def row_of(
+    model: str, variant: str, state: dict[str, torch.Tensor], device: torch.device, tiny: bool
+) -> dict[str, Any]:
     """Measure one variant; what goes wrong is in `error`."""
     from torch._dynamo.utils import counters  # here, since it takes seconds to import
 
@@ -238,12 +247,15 @@ def row_of(model: str, variant: str, state: dict[str, torch.Tensor], device: tor
 
 
 def main(words: Sequence[str]) -> None:
-    """One model: a row appended to the file ROWS for each variant."""
+    """One model: a row appended to the file ROWS for each variant, up to the first that fails."""
     model, path, device_name, size, *variants = words
     device, tiny = torch.device("cuda", 0) if device_name == "cuda" else torch.device("cpu"), size == "tiny"
     state = Networks(recipe_for(model, "plain", tiny)).state_dict()
     for variant in variants:
-        append_line(path, row_of(model, variant, state, device, tiny))
+        row = row_of(model, variant, state, device, tiny)
+        append_line(path, finite(row))
+        if row.get("error"):  # the GPU may be in any state: the next variant begins in a fresh process
+            return
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
