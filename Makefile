@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench gpu-proof gpu-data clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "eosin needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
@@ -32,6 +32,12 @@ bench: $(STAMP)  ## side-by-side measurements of benchmarks/RESULTS.md; DATA = f
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/attention.py
 	@if [ -n "$(DATA)" ]; then $(BIN)/python benchmarks/learning.py "$(DATA)"; else echo "learning proof skipped: give DATA=folder"; fi
+
+gpu-proof: $(STAMP)  ## speed, learning, reading and torchrun on one CUDA GPU, in 8 minutes; DATA, START=weights, OUT (docs/gpu.md)
+	$(BIN)/python benchmarks/gpu_proof.py $(or $(DATA),$(wildcard gpu-data)) -o $(or $(OUT),gpu-proof) $(if $(START),--start $(START))
+
+gpu-data: $(STAMP)  ## copy what gpu-proof reads of DATA into gpu-data/, which git ignores: licences forbid passing it on
+	$(BIN)/python benchmarks/carry_data.py $(DATA) -o gpu-data
 
 clean:
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
