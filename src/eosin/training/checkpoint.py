@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from eosin.distributed import World, checkpoint_group
-from eosin.errors import EosinError, OutputError, ResumeError
+from eosin.errors import EosinError, OutputError, ResumeError, TrainingStopped
 from eosin.files import write_json
 from eosin.runs import RunFolder
 from eosin.training.networks import Networks
@@ -41,6 +41,14 @@ class CheckpointWriter:
         self._world = World.here()
         self._writing: Future[Any] | None = None
         self._then: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """A run that stops itself completes what it began to write; all processes stop alike then."""
+        if isinstance(error, TrainingStopped):
+            self.finish()
 
     def start(self, step: int, state: dict[str, Any], keep_last: int, keep_every: int | None) -> None:
         """Copy the state after `step` steps and begin to write it; older checkpoints go when it is complete.

@@ -60,7 +60,7 @@ def run_training(
     check_writable(out)
     check_loggers(recipe.run.log_to)
     place = _device(device)
-    with world(place) as here, StopSignals() as signals:
+    with StopSignals() as signals, world(place) as here:
         try:
             run = prepare(recipe, marks, plan, folder, place, fresh, accept_changed)
             if run.step >= run.schedules.steps:
@@ -136,6 +136,7 @@ def _train(run: Run, monitor: Monitor, signals: StopSignals) -> None:
     watch_every = max(1, step_count(recipe.run.monitor_every, total))
     save_every = max(1, step_count(recipe.run.checkpoint_every, total))
     with (
+        writer,
         _Record(run) as record,
         progress_bar(recipe.name, total * recipe.run.batch, "tiles") as bar,
     ):

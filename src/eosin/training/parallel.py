@@ -78,7 +78,6 @@ def spread(networks: Networks, recipe: Recipe, device: torch.device, precision: 
         student = DistributedDataParallel(
             networks.student,
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
     if config.compile:
