@@ -1,10 +1,13 @@
-"""Shared fixtures: where the real data lies."""
+"""Shared fixtures: where the real data lies. One thread a process: rounding must not differ between them."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import pytest
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+
+import pytest  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
