@@ -32,7 +32,7 @@ from eosin.errors import EosinError
 from eosin.files import write_json
 
 PARTS = ("steps", "reading", "learning", "distributed")
-SHARES = {"steps": 0.31, "reading": 0.03, "distributed": 0.10}
+SHARES = {"steps": 0.36, "reading": 0.03, "distributed": 0.13}
 """Of the minutes; learning gets what is left over, and distributed what is then left."""
 LEAST = {"steps": 20.0, "reading": 4.0, "learning": 60.0, "distributed": 20.0}
 """Seconds below which a part is not begun."""

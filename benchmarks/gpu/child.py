@@ -74,7 +74,10 @@ def _environment() -> dict[str, str]:
     places = [str(ROOT), str(Path(eosin.__file__).resolve().parents[1])]
     if known := os.environ.get("PYTHONPATH"):
         places.append(known)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
+    if sys.platform == "linux":  # processes of one machine need no network
+        found = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", **found}
+    return found
 
 
 def _last_line(log: Path, first: int) -> str:

@@ -31,7 +31,7 @@ from eosin.training.networks import Networks
 from eosin.training.start import start_networks
 
 TILES_MPP = 1.0  # colon5_tiles, by crypt size
-PROBE_SHARE, START_SECONDS = 0.25, 30.0  # of the part's time; from the command to the first step, and the last save
+PROBE_SHARE, START_SECONDS = 0.2, 30.0  # of the part's time; from the command to the first step, and the last save
 
 LEARN = [
     "tiles.size_px=192",

@@ -75,8 +75,15 @@ def _plain(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
+_FAILED = element("span", "failed", class_="bad")
+
+
 def _failed(part: Record) -> list[Html]:
     return [element("p", part["error"], class_="bad")] if part.get("error") else []
+
+
+def _failure(what: str, row: Record) -> Html:
+    return element("p", f"{what}: {row['error']}", class_="bad small")
 
 
 def steps_section(part: Record) -> list[Section]:
@@ -87,9 +94,8 @@ def steps_section(part: Record) -> list[Section]:
     failures: list[Html] = []
     for row in part["rows"]:
         if row.get("error"):
-            words = element("span", "failed", class_="bad")
-            lines.append([row["model"], row["variant"], number(row.get("batch")), words, *[""] * (len(head) - 4)])
-            failures.append(element("p", f"{row['model']}, {row['variant']}: {row['error']}", class_="bad small"))
+            lines.append([row["model"], row["variant"], number(row.get("batch")), _FAILED, *[""] * (len(head) - 4)])
+            failures.append(_failure(f"{row['model']}, {row['variant']}", row))
             continue
         lines.append(
             [
@@ -132,17 +138,19 @@ def steps_section(part: Record) -> list[Section]:
 def reading_section(part: Record) -> list[Section]:
     """Tiles a second from disk."""
     lines: list[list[Child]] = []
+    failures: list[Html] = []
     for row in part["rows"]:
-        rest = [number(row.get("tiles_s")), number(row.get("first_batch_s"), 3)]
+        rest: list[Child] = [number(row.get("tiles_s")), number(row.get("first_batch_s"), 3)]
         if row.get("error"):
-            rest = [element("span", row["error"], class_="bad"), ""]
+            rest = [_FAILED, ""]
+            failures.append(_failure(f"{row['source']}, {row['processes']} processes", row))
         lines.append([row["source"], number(row["processes"]), number(row["size_px"]), *rest])
     how = (
         "How fast the stream of tiles comes by itself, without training: reading must be faster than the steps above, "
         "or the GPU waits. How much it waited in training is in the part on learning."
     )
     head = ["source", "reading processes", "tile, px", "tiles/s", "first batch after, s"]
-    return [Section("reading", "Reading", how, [table(head, lines, (1, 2, 3, 4), compact=True)])]
+    return [Section("reading", "Reading", how, [table(head, lines, (1, 2, 3, 4), compact=True), *failures])]
 
 
 def learning_section(part: Record) -> list[Section]:
@@ -182,10 +190,11 @@ def learning_section(part: Record) -> list[Section]:
 def distributed_section(part: Record) -> list[Section]:
     """Losses of the spread runs beside those of the plain one."""
     lines: list[list[Child]] = []
-    charts = []
+    charts, failures = [], _failed(part)
     for row in part["runs"]:
         if row.get("error"):
-            lines.append([row["precision"], row["way"], element("span", row["error"], class_="bad"), "", "", ""])
+            lines.append([row["precision"], row["way"], "", "", "", _FAILED])
+            failures.append(_failure(f"{row['way']}, {row['precision']}", row))
             continue
         steps, losses = [int(step) for step in row["losses"]], list(row["losses"].values())
         verdict = element("span", "equal", class_="good") if row["equal"] else element("span", "apart", class_="bad")
@@ -199,7 +208,7 @@ def distributed_section(part: Record) -> list[Section]:
         f"rounding only, at most {_bounds(part['runs'])} of the plain run's."
     )
     head = ["precision", "way", "first loss", "last loss", "furthest apart", ""]
-    body = [*_failed(part), table(head, lines, (2, 3, 4), compact=True), element("div", charts, class_="charts")]
+    body = [table(head, lines, (2, 3, 4), compact=True), *failures, element("div", charts, class_="charts")]
     return [Section("distributed", "Distributed", how, body)]
 
 
