@@ -70,14 +70,13 @@ def _one_model(settings: Settings, model: str, path: Path, seconds: float) -> li
         words = ["-m", "benchmarks.gpu.steps", model, str(path), settings.device, size, *todo]
         ended = run_child(words, deadline - time.perf_counter(), settings.out / "steps.log")
         done = {row["variant"] for row in rows_of(model, path)}
-        if ended.timed_out or not done.intersection(todo):
-            failed += [{"model": model, "variant": v, "error": ended.problem or "left no row"} for v in todo[:1]]
-            todo = todo[1:]
-        todo = [variant for variant in todo if variant not in done]
+        rest = [variant for variant in todo if variant not in done]
+        if rest and (ended.timed_out or rest == todo):  # the first of them is what ended the process
+            failed.append({"model": model, "variant": rest.pop(0), "error": ended.problem or "left no row"})
+        todo = rest
         if ended.timed_out:
             failed += [{"model": model, "variant": variant, "error": "no time was left for it"} for variant in todo]
             break
-    failed = [row for row in failed if row["variant"] not in done]
     return sorted([*rows_of(model, path), *failed], key=lambda row: list(VARIANTS).index(row["variant"]))
 
 
