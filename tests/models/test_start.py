@@ -107,7 +107,6 @@ def test_words_that_name_nothing_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "two" / "config.json").write_text("{}")
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "config.json").write_text("{}")
-    save_file({"embeddings.cls_token": torch.zeros(1)}, tmp_path / "hf.safetensors")
     cases = {
         "vit_smal_patch16_224": "is vit_small_patch16_224",
         "vit_small_patch16_dinov3.lvd1": "Invalid pretrained tag",
@@ -117,7 +116,6 @@ def test_words_that_name_nothing_are_one_line(tmp_path: Path) -> None:
         str(tmp_path / "run"): "it is a run",
         str(tmp_path / "two"): r"holds 2 weights files \(a\.pth, b\.pth\); name one of them",
         str(tmp_path / "none"): "holds no weights file",
-        str(tmp_path / "hf.safetensors"): "weights for the transformers library",
     }
     for word, said in cases.items():
         with pytest.raises(WeightsError, match=said) as caught:

@@ -85,11 +85,6 @@ class DropPath:
         """The draw of the first `count` crop sizes alone."""
         return DropPath(self.form, self.tiles, self.group, self.crops[:count], self.draws[:count])
 
-    def to(self, device: torch.device | str) -> DropPath:
-        """The same draw with its tensors on `device`."""
-        draws = tuple(draw.to(device, non_blocking=True) for draw in self.draws)
-        return DropPath(self.form, self.tiles, self.group, self.crops, draws)
-
     @property
     def is_subset(self) -> bool:
         """True if branches run on some of the crops only."""

@@ -1,8 +1,9 @@
 """Names of published encoder weights and ours: one key map a layout.
 
 Layouts: "eosin" (the state of our `ViT`), "meta" (DINO, DINOv2, DINOv3: chunked block names, training checkpoints
-with teacher and heads) and "timm" (its VisionTransformer, and its Eva for DINOv3). The maps rename, join and split;
-what is missing or does not fit is found when the state is loaded (`weights.py`).
+with teacher and heads), "timm" (its VisionTransformer, and its Eva for DINOv3) and "transformers" (ViTModel,
+Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel of that library). The maps rename, join and split; what is
+missing or does not fit is found when the state is loaded (`weights.py`).
 
 Three things exist in several forms that say the same function, and are brought to the form of the encoder here:
 - the position table with and without a CLS row. A CLS row is only ever added to the CLS token, so it can be folded
@@ -23,7 +24,7 @@ from torch import Tensor
 from eosin.models.positions import resize_positions
 from eosin.models.vit import EncoderConfig, Interpolation
 
-Layout = Literal["eosin", "timm", "meta"]
+Layout = Literal["eosin", "timm", "meta", "transformers"]
 State = dict[str, Tensor]
 
 META_PREFIXES = ("teacher.backbone.", "module.backbone.", "backbone.", "module.")
@@ -35,14 +36,38 @@ IGNORED: dict[Layout, tuple[str, ...]] = {
         "head.", "dino_head.", "ibot_head.", "module.head.",
         "teacher.dino_head.", "teacher.ibot_head.", "student.", "dino_loss.", "ibot_patch_loss.",
     ),
+    "transformers": ("pooler.", "vit.pooler.", "classifier."),
 }  # fmt: skip
 """Parts that are not the encoder and are left out, by name. Any other unknown key is an error."""
 OPTIONAL: dict[Layout, tuple[str, ...]] = {
     "eosin": (),
     "timm": ("mask_token",),
     "meta": ("mask_token",),
+    "transformers": ("mask_token",),
 }
-"""Parameters that a layout may lack (DINO v1 and timm know no mask token); they keep their start value."""
+"""Parameters that a layout may lack (DINO v1, timm and ViTModel know no mask token); they keep their start value."""
+_FIRST_OF_TRANSFORMERS = "embeddings.cls_token"
+_FROM_TRANSFORMERS = (
+    (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.(?:projection\.)?(weight|bias)$", r"patch_embed.proj.\1"),
+    (r"^layernorm\.", "norm."),
+    (r"^(?:encoder\.|model\.)?layers?\.(\d+)\.", r"blocks.\1."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.attention\.(?:attention\.)?(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.mlp\.weights_in\.", ".mlp.w12."),
+    (r"\.mlp\.weights_out\.", ".mlp.w3."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+)
+"""Names of the transformers library -> ours, in the order in which they are applied; older and newer files differ."""
 _PERIODS = "rope_embed.periods"
 _BIAS = ".attn.qkv.bias"
 
@@ -50,9 +75,11 @@ _BIAS = ".attn.qkv.bias"
 def guess_layout(state: Mapping[str, Tensor]) -> Layout:
     """The layout that the names of a state speak of.
 
-    Plain ViT names are the same in all three and count as "timm", our own count as "meta".
+    Plain ViT names are the same in eosin's, timm's and Meta's and count as "timm", our own count as "meta".
     """
     keys = list(state)
+    if any(key.endswith(_FIRST_OF_TRANSFORMERS) for key in keys):
+        return "transformers"
     if any(key.startswith(META_PREFIXES) or re.match(r"blocks\.\d+\.\d+\.", key) for key in keys):
         return "meta"
     if {"mask_token", "register_tokens", "storage_tokens"} & set(keys):
@@ -69,7 +96,8 @@ def to_ours(state: Mapping[str, Tensor], layout: Layout, config: EncoderConfig) 
     """A state in any layout under our names."""
     if layout == "eosin":
         return fit_class_row(state, config.class_position)
-    return (from_timm if layout == "timm" else from_meta)(state, config)
+    maps = {"timm": from_timm, "meta": from_meta, "transformers": from_transformers}
+    return maps[layout](state, config)
 
 
 def from_timm(state: Mapping[str, Tensor], config: EncoderConfig) -> State:
@@ -94,7 +122,24 @@ def from_timm(state: Mapping[str, Tensor], config: EncoderConfig) -> State:
     _join(renamed, "fc1_g", "fc1_x")
     if config.layer_scale is None:
         renamed = {key: value for key, value in renamed.items() if not (_is_scale(key) and bool((value == 1).all()))}
-    return fit_class_row(_fit_qkv_bias(renamed, config), config.class_position)
+    return fit_class_row(_fit_qkv_bias(_fold_register_rows(renamed), config), config.class_position)
+
+
+def _fold_register_rows(state: State) -> State:
+    """Add the rows that a position table has for registers to the registers themselves.
+
+    timm gives registers positions where it is told to embed the class token, as Virchow2 does.
+    """
+    table, registers = state.get("pos_embed"), state.get("register_tokens")
+    if table is None or registers is None or table.ndim != 3 or table_grid(state) is not None:
+        return state
+    last = 1 + registers.shape[1]
+    if int((table.shape[1] - last) ** 0.5) ** 2 != table.shape[1] - last:
+        return state
+    return state | {
+        "register_tokens": registers + table[:, 1:last],
+        "pos_embed": torch.cat([table[:, :1], table[:, last:]], dim=1),
+    }
 
 
 def _is_scale(key: str) -> bool:
@@ -105,8 +150,8 @@ def to_timm(state: Mapping[str, Tensor], config: EncoderConfig, img_size: int | 
     """Our names -> those of the timm model that `timm_arch(config, img_size)` describes.
 
     The mask token is left out. timm's models with registers have no CLS row; it is folded into the CLS
-    token. timm resamples position tables by the "antialias" rule only, so with the "offset" rule the table is
-    brought to `img_size` px here.
+    token. timm resamples position tables by the "antialias" rule only, so with another rule the table is brought to
+    `img_size` px here.
     """
     state = {key: value.detach() for key, value in state.items() if key != "mask_token"}
     if "register_tokens" in state:
@@ -114,7 +159,7 @@ def to_timm(state: Mapping[str, Tensor], config: EncoderConfig, img_size: int | 
     if config.positions == "rotary":
         return _to_eva(state, config)
     folded = fit_class_row(state, config.class_position and not config.registers)
-    if config.interpolation == "offset" and img_size is not None:
+    if config.interpolation != "antialias" and img_size is not None:
         folded = resize_table(folded, img_size // config.patch, config.interpolation)
     return {
         key.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): value for key, value in folded.items()
@@ -161,6 +206,35 @@ def from_meta(state: Mapping[str, Tensor], config: EncoderConfig) -> State:
         if bias in renamed:
             renamed[bias] = torch.where(mask == 1, renamed[bias], 0.0)
     _join(renamed, "w1", "w2")
+    return fit_class_row(_fit_qkv_bias(renamed, config), config.class_position)
+
+
+def from_transformers(state: Mapping[str, Tensor], config: EncoderConfig) -> State:
+    """Names of the transformers library's ViT, DINOv2 (with or without registers) and DINOv3 -> ours.
+
+    Queries, keys and values are three linears there; a bias that only the keys lack is zero (DINOv3). Both halves of
+    a SwiGLU lie in one tensor in the same order as ours (`weights_in`) or apart (`gate_proj`, `up_proj`). Keys that
+    `IGNORED` names are left out, unknown ones stay as they are.
+    """
+    first = next((key for key in state if key.endswith(_FIRST_OF_TRANSFORMERS)), _FIRST_OF_TRANSFORMERS)
+    prefix = first.removesuffix(_FIRST_OF_TRANSFORMERS)  # "vit." and the like, where a classifier was saved
+    renamed = {}
+    for key, value in state.items():
+        if is_ignored(key, "transformers"):
+            continue
+        key = key.removeprefix(prefix)
+        for pattern, replacement in _FROM_TRANSFORMERS:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value.flatten(0, 1) if key == "mask_token" and value.ndim == 3 else value
+    for key in [key for key in renamed if ".attn.query." in key]:
+        parts = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if key.endswith("bias") and parts[1] not in renamed:
+            renamed[parts[1]] = torch.zeros_like(renamed[key])
+        if all(part in renamed for part in parts):
+            joined = torch.cat([renamed.pop(part) for part in parts])
+            renamed[key.replace(".query.", ".qkv.")] = joined
+    _join(renamed, "gate_proj", "up_proj")
+    renamed = {key.replace(".mlp.up_proj.", ".mlp.fc1."): value for key, value in renamed.items()}
     return fit_class_row(_fit_qkv_bias(renamed, config), config.class_position)
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Interpolation = Literal["antialias", "offset"]
+Interpolation = Literal["antialias", "offset", "plain"]
 
 
 class Rotation(NamedTuple):
@@ -83,6 +83,8 @@ def _resampling(grid: int, count: int, rule: Interpolation, dtype: torch.dtype, 
         unit = torch.eye(grid, dtype=dtype, device="cpu")[None, None]
         if rule == "antialias":
             weights = F.interpolate(unit, size=(count, grid), mode="bicubic", antialias=True)
+        elif rule == "plain":
+            weights = F.interpolate(unit, size=(count, grid), mode="bicubic")
         else:
             weights = F.interpolate(unit, scale_factor=((count + 0.1) / grid, 1.0), mode="bicubic")
         return weights[0, 0].to(device)

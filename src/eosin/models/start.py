@@ -1,4 +1,5 @@
-"""Weights that training can start from, found by one word: a file, an export, a timm name, a Hugging Face repository.
+"""Weights that training can start from, found by one word: a file, an export, a name of the zoo or of timm, a
+Hugging Face repository.
 
 Opens and says what it found; `weights.load_encoder` puts it into an encoder. What timm and the hub have to fetch
 goes through their own caches; with HF_HUB_OFFLINE=1 nothing is fetched.
@@ -18,8 +19,10 @@ from eosin.models.exported import CONFIG_FILE, POSITION_FILE, STATE_FILE, read_e
 from eosin.models.layouts import Layout, State, guess_layout
 from eosin.models.positions import Interpolation
 from eosin.models.timm_models import config_of_timm
+from eosin.models.transformers_models import read_config_of_transformers
 from eosin.models.vit import EncoderConfig, ViT
 from eosin.models.weights import LoadReport, load_encoder, read_state
+from eosin.models.zoo import ZooEntry, close_names, fetch_weights, find_entry
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """Endings of weights files in a folder or a repository."""
@@ -48,9 +51,10 @@ class StartWeights:
 def open_start(start: str) -> StartWeights:
     """Find and read the weights that `start` names.
 
-    FILE: .safetensors, .pth or .pt, in any layout. FOLDER: an eosin export, or one in timm's layout. A timm model
-    name, with or without tag. hf-hub:OWNER/NAME[@REVISION][/FILE]: a repository with such files. Raises WeightsError,
-    one line, where the weights cannot be had.
+    FILE: .safetensors, .pth or .pt, in any layout. FOLDER: an eosin export, or one as timm or the transformers library
+    write them. A name of the zoo (`kaiko/vits16`). A timm model name, with or without tag.
+    hf-hub:OWNER/NAME[@REVISION][/FILE]: a repository with such files. Raises WeightsError, one line, where the weights
+    cannot be had.
     """
     path = Path(start).expanduser()
     if path.is_file():
@@ -59,20 +63,20 @@ def open_start(start: str) -> StartWeights:
         return _from_folder(start, path)
     if start.startswith(("hf-hub:", "hf_hub:")):
         return _from_hub(start)
+    if (entry := find_entry(start)) is not None:
+        return _from_zoo(start, entry)
     return _from_timm(start)
 
 
 def _from_file(start: str, path: Path, config: EncoderConfig | None = None) -> StartWeights:
     state = read_state(path)
-    if any(key.startswith(("embeddings.", "vit.embeddings.", "model.embeddings.")) for key in state):
-        raise WeightsError(
-            f"{start}: these are weights for the transformers library; give those of timm, or Meta's own file"
-        )
     return StartWeights(start, state, guess_layout(state), config)
 
 
 def _from_folder(start: str, folder: Path, file: str | None = None) -> StartWeights:
-    """An eosin export, or a folder with config.json of timm and one weights file (`file`, where it is known)."""
+    """An eosin export, or a folder with config.json of timm or of the transformers library and one weights file
+    (`file`, where it is known).
+    """
     block = None
     if (folder / CONFIG_FILE).is_file() or file is None:
         block = read_export(folder)
@@ -80,7 +84,8 @@ def _from_folder(start: str, folder: Path, file: str | None = None) -> StartWeig
         state = read_export_state(folder, block)
         return StartWeights(start, state, "timm", block.encoder, block.encoder.interpolation)
     chosen = file or _weights_file(start, [path.name for path in folder.iterdir() if path.is_file()])
-    return _from_file(start, folder / chosen, _timm_config(folder / CONFIG_FILE))
+    described = folder / CONFIG_FILE
+    return _from_file(start, folder / chosen, _timm_config(described) or read_config_of_transformers(described))
 
 
 def _weights_file(start: str, files: Sequence[str]) -> str:
@@ -129,6 +134,13 @@ def _from_hub(start: str) -> StartWeights:
     return _from_folder(start, got[0].parent, PurePosixPath(chosen).name)
 
 
+def _from_zoo(start: str, entry: ZooEntry) -> StartWeights:
+    if entry.encoder is None:
+        raise WeightsError(f"start {start!r}: {entry.name} is no ViT; training starts from a ViT")
+    state = read_state(fetch_weights(entry))
+    return StartWeights(start, state, guess_layout(state), entry.encoder, entry.encoder.interpolation)
+
+
 def _hub_files(repo: str, revision: str | None) -> list[str]:
     """Names of the files of a repository: of the hub, or of the newest cached snapshot where it is not reached."""
     from huggingface_hub import HfApi, snapshot_download
@@ -163,11 +175,15 @@ def _from_timm(start: str) -> StartWeights:
 def _unknown(start: str) -> str:
     import timm
 
-    if "/" in start or start.endswith(SUFFIXES):
+    if start.endswith(SUFFIXES):
         return f"start {start!r}: no such file or folder"
-    close = difflib.get_close_matches(start, [*timm.list_models(), *timm.list_pretrained()], n=3)
+    published = close_names(start)
+    close = difflib.get_close_matches(start, [*timm.list_models(), *timm.list_pretrained()], n=3) or published
     hint = f"; is {' or '.join(close)} meant?" if close else ""
-    return f"start {start!r} is no weights file, no folder, no timm model and no hf-hub:OWNER/NAME{hint}"
+    if "/" in start:
+        hint = f"; is {' or '.join(published)} meant?" if published else ""
+        return f"start {start!r}: no such file or folder, and no name of the zoo{hint}"
+    return f"start {start!r} is no weights file, no folder, no model of the zoo or timm, no hf-hub:OWNER/NAME{hint}"
 
 
 def _reason(error: Exception) -> str:

@@ -33,7 +33,7 @@ def timm_arch(config: EncoderConfig, img_size: int | None = None) -> tuple[str, 
 
     The arguments are complete, so the name only picks the family; all are plain JSON values. With the
     "antialias" rule the table stays native and timm's `dynamic_img_size` equals ours at every size. timm
-    does not know the "offset" rule: then the table is that of `img_size` px (`weights.to_timm` with the
+    does not know the other rules: then the table is that of `img_size` px (`layouts.to_timm` with the
     same `img_size`) and the two agree at that size. Raises WeightsError for what timm cannot build.
     """
     rotary = config.positions == "rotary"
@@ -55,7 +55,7 @@ def timm_arch(config: EncoderConfig, img_size: int | None = None) -> tuple[str, 
     native = config.grid * config.patch
     hidden = config.ffn_hidden * (2 if swiglu else 1)
     return name, {
-        "img_size": img_size if config.interpolation == "offset" and img_size else native,
+        "img_size": img_size if config.interpolation != "antialias" and img_size else native,
         "patch_size": config.patch,
         "embed_dim": config.width,
         "depth": config.depth,

@@ -55,7 +55,8 @@ class EncoderConfig(BaseModel):
     interpolation: Interpolation = Field(
         default="antialias",
         description="antialias: bicubic by size, as timm and DINOv2 with registers;"
-        " offset: bicubic by the factor (n + 0.1) / grid, as DINO and DINOv2 without registers",
+        " offset: bicubic by the factor (n + 0.1) / grid, as DINO and DINOv2 without registers;"
+        " plain: bicubic by size without antialias, as the transformers library without registers",
     )
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     drop_path_form: Literal["sample", "subset"] = "sample"

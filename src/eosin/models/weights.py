@@ -111,11 +111,12 @@ def load_encoder(
     The position table alone is resampled where the grids differ: by `rule`, else by the one of the models that the
     layout speaks of, else by that of `vit.config`. `source` (a file or model name) opens the error line;
     `published` are its settings, where they are known. Raises WeightsError naming the settings in which the weights
-    differ from `vit`, or the first missing, unexpected or misshapen keys; `vit` is unchanged then.
+    differ from `vit`, or the first missing, unexpected or misshapen keys; `vit` is unchanged then. A `vit` that was
+    built on the meta device takes the tensors over as they are, in fp32, without a second copy.
     """
     chosen = guess_layout(state) if layout == "auto" else layout
     if chosen not in get_args(Layout):
-        raise WeightsError(f"unknown weight layout {chosen!r}; choose auto, eosin, timm or meta")
+        raise WeightsError(f"unknown weight layout {chosen!r}; choose auto, eosin, timm, meta or transformers")
     config = vit.config
     refuse_other_encoder(state, chosen, config, source, published)
     ours = to_ours(state, chosen, config)
@@ -142,7 +143,12 @@ def load_encoder(
             f"{source}: does not fit the encoder in {chosen} layout: {', '.join(problems)};"
             " choose the encoder these weights belong to"
         )
-    vit.load_state_dict(ours, strict=False)
+    if vit.cls_token.is_meta:
+        absent = {key: torch.zeros(value.shape) for key, value in wanted.items() if key not in ours}
+        whole = {key: value.detach().float().contiguous() for key, value in ours.items()}
+        vit.load_state_dict(whole | absent, assign=True)
+    else:
+        vit.load_state_dict(ours, strict=False)
     return LoadReport(
         layout=chosen,
         loaded=len(ours),
@@ -151,6 +157,22 @@ def load_encoder(
         resized=resized,
         rule=rule if resized else None,
     )
+
+
+def open_encoder(config: EncoderConfig, state: Mapping[str, Tensor], source: str = "weights") -> ViT:
+    """An encoder of these settings with the weights of `state`, in whatever layout; its position table has the grid
+    that the state has, so nothing is resampled before it must be.
+
+    Built on the meta device: no random weights are drawn, and the tensors are taken over. Raises WeightsError as
+    `load_encoder` does.
+    """
+    layout = guess_layout(state)
+    outer = {key: value for key, value in state.items() if "embed" in key or "token" in key}
+    grid = table_grid(to_ours(outer, layout, config))
+    with torch.device("meta"):
+        vit = ViT(config if grid is None else config.model_copy(update={"grid": grid}))
+    load_encoder(vit, state, layout, source)
+    return vit
 
 
 def refuse_other_encoder(
@@ -227,11 +249,13 @@ def _settings_of(state: State) -> dict[str, Any]:
 
 def _rule_of(state: Mapping[str, Tensor], layout: Layout) -> Interpolation | None:
     """The rule by which the models that the names speak of resample their table: with registers Meta's DINOv2 has
-    another one than without, and than DINO. None where the names do not tell.
+    another one than without, and than DINO, and so has the transformers library. None where the names do not tell.
     """
-    if layout != "meta":
+    if layout not in ("meta", "transformers"):
         return None
-    return "antialias" if any(key.endswith("register_tokens") for key in state) else "offset"
+    if any(key.endswith("register_tokens") for key in state):
+        return "antialias"
+    return "offset" if layout == "meta" else "plain"
 
 
 def _some(keys: Iterable[str]) -> str:
