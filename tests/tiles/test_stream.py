@@ -6,6 +6,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 
 from eosin.errors import PlanError
 from eosin.slides import Cohort
@@ -43,6 +44,24 @@ def test_from_any_step(plan: TilePlan, expected: np.ndarray) -> None:
         batch = next(iter(TileStream(plan, 8, first_step=first, workers=1)))
         assert batch.step == first
         assert np.array_equal(batch.pixels, expected[first])
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_pixels_of_a_worker_come_through_shared_memory_where_there_is_room(
+    plan: TilePlan, expected: np.ndarray, room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    if not room:
+        monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # worker processes are forked from this one
+    batches = list(TileStream(plan, 8, steps=4, workers=2))
+    assert [batch.step for batch in batches] == [0, 1, 2, 3]
+    for batch, pixels in zip(batches, expected, strict=True):
+        np.testing.assert_array_equal(batch.pixels, pixels)
+        shared = isinstance(batch.pixels.base, torch.Tensor) and batch.pixels.base.is_shared()
+        assert shared == room
+        assert batch.pixels.flags.writeable
 
 
 def test_it_has_no_end_of_its_own(plan: TilePlan) -> None:

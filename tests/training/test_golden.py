@@ -1,7 +1,8 @@
 """Losses of every recipe family at tiny size, as they were when its step was shown equal to Meta's code.
 
-fp64, on crops made of numbers, so that neither a decoder nor a resampling kernel plays a part. After a wanted change:
-`python tests/training/test_golden.py` writes golden.json anew; say in the commit why.
+fp64, on crops and start weights made of `Words`, so that neither a decoder nor a resampling kernel plays a part, nor
+torch's own draws, which differ between its versions. After a wanted change: `python tests/training/test_golden.py`
+writes golden.json anew; say in the commit why.
 """
 
 from __future__ import annotations
@@ -44,11 +45,25 @@ def shrunk(name: str) -> list[str]:
     ]
 
 
+def start(networks: Networks) -> None:
+    """Start weights that are the same under any torch: what is drawn becomes N(0, 0.1²), what is constant (biases,
+    norms, LayerScale) is moved by as much. The teacher starts as the student.
+    """
+    with torch.no_grad():
+        for name, parameter in networks.student.named_parameters():
+            if parameter.requires_grad:  # gains that a recipe fixes stay 1
+                first = parameter.flatten()[0]
+                middle = float(first) if bool((parameter == first).all()) else 0.0
+                parameter.copy_(torch.from_numpy(middle + 0.1 * Words(0, "start", name).normal(*parameter.shape)))
+    networks.teacher.load_state_dict(networks.student.state_dict())
+
+
 def losses_of(name: str) -> list[dict[str, float]]:
     """Loss terms and gradient norm of the first steps."""
     recipe, _ = load_recipe(name, shrunk(name))
     networks = Networks(recipe)
     parallel = spread(networks, recipe, torch.device("cpu"), "fp64")
+    start(networks)
     optimizer = make_optimizer(recipe, networks)
     schedules = make_schedules(recipe.optim, recipe.run.steps, recipe.run.batch)
     views, b, rows = recipe.views, recipe.run.batch, []

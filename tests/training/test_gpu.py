@@ -24,7 +24,7 @@ from eosin.training import Recipe, load_recipe
 from eosin.training.networks import Networks
 from eosin.training.parallel import Parallel, _shard, spread
 from eosin.training.prepare import make_optimizer
-from eosin.training.pretrain import MicroBatch, draw_step, micro_batch, pretrain_step
+from eosin.training.pretrain import MicroBatch, draw_step, micro_batch, micro_batches, pretrain_step
 from eosin.views import render
 
 from .conftest import TINY
@@ -167,14 +167,20 @@ def test_the_host_never_waits_in_a_step(name: str, precision: str, plan: TilePla
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_host_never_waits_while_views_are_made(plan: TilePlan) -> None:
-    recipe = recipe_with("views.hed_sigma=0.05", "views.solarise_probability=0.5")
-    tiles, draws = next(iter(TileStream(plan, recipe.run.batch))), draw_step(recipe, 0)
-    first = render(tiles.pixels, draws.views, recipe.views, "cuda")
+@pytest.mark.parametrize("form", ["subset", "sample"])
+def test_the_host_never_waits_while_micro_batches_are_made(form: str, plan: TilePlan) -> None:
+    """Views, masks, drop path: none of them keeps the host."""
+    recipe = recipe_with("views.hed_sigma=0.05", "views.solarise_probability=0.5", f"encoder.drop_path_form={form}")
+    side, draws = Side(recipe, plan, "cuda"), draw_step(recipe, 0)
+    (first,) = micro_batches(recipe, side.tiles, draws, side.parallel)
     with refusing_to_wait():
-        again = render(tiles.pixels, draws.views, recipe.views, "cuda")
-    for a, b in zip(first, again, strict=True):
+        (again,) = micro_batches(recipe, side.tiles, draws, side.parallel)
+    for a, b in zip(first.crops, again.crops, strict=True):
         torch.testing.assert_close(a, b)
+    assert torch.equal(again.masks.cpu(), torch.from_numpy(draws.masks))
+    assert torch.equal(again.address.cpu(), torch.from_numpy(side.tiles.address))
+    for moved, draw in zip(again.drops.draws, draws.drops.draws, strict=True):
+        assert torch.equal(moved.cpu(), draw)
 
 
 class refusing_to_wait:

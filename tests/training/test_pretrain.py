@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eosin.models import DropPath
 from eosin.objectives.uniformity import kde
@@ -15,8 +18,9 @@ from eosin.training import Recipe
 from eosin.training.networks import Networks
 from eosin.training.parallel import spread
 from eosin.training.prepare import make_optimizer
-from eosin.training.pretrain import StepDraws, draw_step, micro_batches, pretrain_step
+from eosin.training.pretrain import MicroBatch, StepDraws, draw_step, micro_batch, micro_batches, pretrain_step
 from eosin.views import render
+from eosin.views.transfer import pack, unpack
 
 
 def step(networks: Networks, optimizer, recipe: Recipe, tiles: TileBatch, draws: StepDraws, values: dict) -> dict:
@@ -124,6 +128,65 @@ def test_the_draws_of_a_step_depend_on_seed_and_step_alone(recipe: Recipe) -> No
     assert (first.views.globals.jitter_factors == again.views.globals.jitter_factors).all()
     assert isinstance(first.drops, DropPath)
     assert all(torch.equal(a, b) for a, b in zip(first.drops.draws, again.drops.draws, strict=True))
+
+
+class Crossings(TorchDispatchMode):
+    """Counts copies from one device to another."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.count += func == torch.ops.aten._to_copy.default and args[0].device != out.device
+        return out
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("encoder", "drop_path_form", "subset"),
+        ("encoder", "drop_path_form", "sample"),
+        ("objective", "ibot_weight", 0.0),
+    ],
+)
+def test_what_is_not_pixels_goes_to_the_device_in_one_copy(recipe: Recipe, part: str, name: str, value: Any) -> None:
+    """To one without memory, which is not the host either."""
+    recipe = changed(recipe, part, **{name: value})
+    draws, b = draw_step(recipe, 0), recipe.run.batch
+    address = torch.arange(b).numpy()
+    parallel = spread(Networks(recipe), recipe, torch.device("cpu"), "fp32")
+    here = micro_batch([torch.zeros(2 * b, 3, 32, 32)], draws.masks, draws.drops, address, parallel)
+    crops = [torch.zeros(2 * b, 3, 32, 32, device="meta")]
+    with Crossings() as seen:
+        away = replace(parallel, device=torch.device("meta"))
+        there = micro_batch(crops, draws.masks, draws.drops, address, away)
+    assert seen.count == 1
+    assert len(there.drops.draws) == len(draws.drops.draws) == 2
+    for one, other in zip(tensors_of(here), tensors_of(there), strict=True):
+        assert (other.shape, other.dtype, other.device.type) == (one.shape, one.dtype, "meta")
+
+
+def test_on_the_cpu_a_micro_batch_shares_the_memory_of_its_draws(recipe: Recipe) -> None:
+    draws, b = draw_step(recipe, 0), recipe.run.batch
+    parallel = spread(Networks(recipe), recipe, torch.device("cpu"), "fp32")
+    address = torch.arange(b).numpy()
+    batch = micro_batch([torch.zeros(2 * b, 3, 32, 32)], draws.masks, draws.drops, address, parallel)
+    assert batch.address.data_ptr() == address.ctypes.data
+    assert batch.masks.data_ptr() == draws.masks.ctypes.data
+    assert [d.data_ptr() for d in batch.drops.draws] == [d.data_ptr() for d in draws.drops.draws]
+    counts = draws.masks.sum(axis=1)
+    assert batch.hidden.tolist() == [n for n, hidden in enumerate(draws.masks.flatten()) if hidden]
+    assert batch.patch_weight.tolist() == pytest.approx([1 / n for n in counts for _ in range(n)])
+    arrays = [tensor.numpy() for tensor in tensors_of(batch)]  # as they would travel
+    for tensor, array in zip(unpack(pack(arrays), arrays), arrays, strict=True):
+        assert torch.equal(tensor, torch.from_numpy(array))
+
+
+def tensors_of(batch: MicroBatch) -> list[torch.Tensor]:
+    """All tensors of a micro-batch, its drop path's last."""
+    values = [getattr(batch, field.name) for field in fields(batch)]
+    flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
+    return [x for x in [*flat, *batch.drops.draws] if isinstance(x, torch.Tensor)]
 
 
 @pytest.mark.parametrize(

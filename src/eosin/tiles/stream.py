@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from eosin.errors import EosinError, PlanError
@@ -69,6 +70,7 @@ class TileStream:
             sampler=_Steps(self.first_step, self.steps),
             batch_size=None,
             num_workers=self.workers,
+            collate_fn=_share if self.workers else None,
             prefetch_factor=2 if self.workers else None,
             worker_init_fn=_quiet_worker if self.workers else None,
         )
@@ -84,6 +86,8 @@ class TileStream:
                 raise PlanError("a reading process died (out of memory?); lower run.workers and start again") from error
             if isinstance(item, EosinError):
                 raise item
+            if isinstance(item, _Shared):
+                item = replace(item.batch, pixels=item.pixels.numpy())
             self.accepted.update(item.names)
             self.rejections.update(item.rejected)
             yield item
@@ -125,6 +129,27 @@ class _PlanReader(Dataset[Any]):
             rejected=[name for tile in tiles for name in tile.rejected if name],
             errors=[error for tile in tiles for error in tile.errors],
         )
+
+
+class _Shared(NamedTuple):
+    """A batch on its way from a worker, its pixels in memory that both processes see."""
+
+    batch: TileBatch  # without pixels
+    pixels: Tensor
+
+
+def _share(item: TileBatch | EosinError) -> TileBatch | EosinError | _Shared:
+    """Runs inside the workers. Through a pipe the main process would have to read and copy every pixel, during a step.
+
+    Where there is no room (/dev/shm of a container may have 64 MB) the pipe is what is left.
+    """
+    if isinstance(item, EosinError):
+        return item
+    try:
+        pixels = torch.from_numpy(item.pixels).share_memory_()
+    except RuntimeError:
+        return item
+    return _Shared(replace(item, pixels=item.pixels[:0]), pixels)
 
 
 def _quiet_worker(_: int) -> None:

@@ -10,7 +10,7 @@ L locals a tile, D width, K prototypes; crops are view-major: row v·B + t is vi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -34,6 +34,7 @@ from eosin.training.networks import Networks
 from eosin.training.parallel import Parallel
 from eosin.training.recipe import Recipe
 from eosin.views import ViewPlan, draw_views, render
+from eosin.views.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -105,22 +106,25 @@ def micro_batch(
 ) -> MicroBatch:
     """One micro-batch from its views, masks [G·B, N], drop-path draw and tile addresses [B].
 
-    Masked patches are found on the host, where the masks were drawn, so that no size has to come back from the device.
+    Masked patches are found on the host, where the masks were drawn, so that no size has to come back from the device;
+    all that is not pixels travels there in one copy, which the host does not wait for.
     """
     device, dtype = parallel.device, parallel.dtype
-    hidden = weight = None
+    arrays = [address, *(draw.numpy() for draw in drops.draws)]
     if masks is not None:
         shares = np.broadcast_to(1.0 / np.maximum(masks.sum(axis=1, keepdims=True), 1), masks.shape)
-        hidden = torch.from_numpy(np.flatnonzero(masks)).to(device)
-        weight = torch.from_numpy(shares[masks]).to(device=device, dtype=dtype)
+        arrays += [masks, np.flatnonzero(masks), torch.from_numpy(shares[masks]).to(dtype).numpy()]
+    sent = to_device(arrays, device)
+    dropped = 1 + len(drops.draws)
+    there, hidden, weight = sent[dropped:] or (None, None, None)
     return MicroBatch(
         tiles=len(address),
-        address=torch.from_numpy(address).to(device),
+        address=sent[0],
         crops=[crop.to(device=device, dtype=dtype) for crop in crops],
-        masks=None if masks is None else torch.from_numpy(masks).to(device),
+        masks=there,
         hidden=hidden,
         patch_weight=weight,
-        drops=drops.to(device),
+        drops=replace(drops, draws=tuple(sent[1:dropped])),
     )
 
 
