@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +11,13 @@ import typer
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or the folder of a quickstart or a study.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN…",
+            help="Run folder, or that of a quickstart, a study or `mil train`; several of `mil train` are compared.",
+        ),
+    ],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; RUN/report.html without.")] = None,
     model: Annotated[Path | None, typer.Option(help="Exported model, for patch-token and neighbour pictures.")] = None,
     results: Annotated[Path | None, typer.Option(help="Folder with the results.json of `eosin eval`.")] = None,
@@ -20,8 +28,17 @@ def report(
     A quickstart's model, results and cohort are found beside its run; for other runs name them.
     """
     from eosin.cli.quickstart import SYNTHETIC, SYNTHETIC_CAPTION
+    from eosin.errors import DataError
     from eosin.report import write_run_report, write_study_report
 
+    run = runs[0]
+    if all((folder / "predictions.csv").is_file() for folder in runs):
+        from eosin.report.mil_page import write_mil_page
+
+        typer.echo(write_mil_page(runs, out, command=shlex.join(["eosin", *sys.argv[1:]])))
+        return
+    if len(runs) > 1:
+        raise DataError("several folders on one page: only those of `eosin mil train`; give -o and such folders")
     if (run / "study.json").is_file():
         typer.echo(write_study_report(run, out))
         return
