@@ -7,12 +7,17 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Public name -> module that holds it. Loaded on first use, so that `eosin --help` does not import torch.
+# Public name -> module that holds it, and its name there. Loaded on first use, so that `eosin --help` needs no torch.
 _PUBLIC = {
     "open_slide": "eosin.slides",
     "Cohort": "eosin.slides",
     "load_model": "eosin.features",
     "train": "eosin.training",
+    "embed": "eosin.features.embed:embed_slides",
+    "train_mil": "eosin.evaluation.mil",
+    "predict_mil": "eosin.evaluation.mil",
+    "load_heads": "eosin.evaluation.mil",
+    "heatmap": "eosin.report.heatmap",
     "evaluate": "eosin.evaluation",
 }
 
@@ -22,4 +27,5 @@ __all__ = [*_PUBLIC, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'eosin' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    module, _, there = _PUBLIC[name].partition(":")
+    return getattr(importlib.import_module(module), there or name)

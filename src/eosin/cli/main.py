@@ -8,14 +8,18 @@ import time
 
 import typer
 
+from eosin.cli.embed import embed
 from eosin.cli.eval import eval_
 from eosin.cli.export import export
+from eosin.cli.heatmap import heatmap
 from eosin.cli.index import index
+from eosin.cli.mil import mil
 from eosin.cli.quickstart import quickstart
 from eosin.cli.recipes import recipes
 from eosin.cli.report import report
 from eosin.cli.study import study
 from eosin.cli.train import train
+from eosin.cli.zoo import zoo
 from eosin.errors import EosinError
 
 app = typer.Typer(
@@ -31,9 +35,13 @@ app.command()(index)
 app.command()(train)
 app.command()(export)
 app.command(name="eval")(eval_)
+app.command()(embed)
+app.add_typer(mil, name="mil")
+app.command()(heatmap)
 app.command()(report)
 app.command()(study)
 app.add_typer(recipes, name="recipes")
+app.add_typer(zoo, name="zoo")
 
 
 @app.callback(invoke_without_command=True)

@@ -57,13 +57,17 @@ def build_head(kind: str, width: int, tasks: Iterable[SlideTask | Mapping[str, A
 
 @torch.no_grad()
 def start(head: MilHead, seed: int) -> None:
-    """Start weights: linears as torch starts them, uniform within 1 / sqrt(fan-in); norms 1 and 0; the CLS sd .02."""
+    """Start weights: linears as torch starts them, uniform within 1 / sqrt(fan-in); norms 1 and 0; the CLS sd .02.
+
+    Heads that are one linear a task start at zero: their loss is convex, and where training stops early on a handful of
+    bags a random direction would be left in them.
+    """
     generator = torch.Generator().manual_seed(int(Words(seed, "mil-start").integers(2**62)))
     if next(head.parameters()).is_meta:
         return
     for module in head.modules():
         if isinstance(module, nn.Linear):
-            bound = 1 / math.sqrt(module.in_features)
+            bound = 0.0 if isinstance(head, PooledHead) else 1 / math.sqrt(module.in_features)
             module.weight.uniform_(-bound, bound, generator=generator)
             if module.bias is not None:
                 module.bias.uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,1 @@
+"""One YAML a published slide-level task: classes, counts, where labels come from."""
