@@ -1,0 +1,179 @@
+"""Embed the tissue of many slides: one h5 a slide, resumable, reading and device overlapped.
+
+Processes read blocks of tiles ahead (tiles/grid_stream.py) while the device encodes; vectors go into the h5 of their
+slide batch by batch, so memory does not grow with a slide. A slide that fails is a line in failures.csv and the others
+go on. Under torchrun each process takes its share of the slides. What the folder holds is embed_folder.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from eosin.distributed import World, world
+from eosin.errors import CohortError, DataError
+from eosin.features.embed_folder import COHORT_FILE, EmbeddingFolder, EmbeddingSettings, wanted_scale
+from eosin.features.embed_run import Embedding, EmbeddingRun
+from eosin.features.encoder import Encoder
+from eosin.features.extract import find_device
+from eosin.features.load import load_model
+from eosin.files import PathLike, check_writable, write_json
+from eosin.progress import say
+from eosin.slides import Cohort
+
+MIN_FOREGROUND = 0.25
+PRECISIONS = ("fp32", "bf16")
+
+
+def embed_slides(
+    model: PathLike | Encoder,
+    slides: Sequence[PathLike] | PathLike | Cohort,
+    out: PathLike,
+    *,
+    mpp: float | None = None,
+    size: int | None = None,
+    stride: int | None = None,
+    min_foreground: float = MIN_FOREGROUND,
+    pooling: str | None = None,
+    weights: PathLike | None = None,
+    random_init: bool = False,
+    input_size: int | None = None,
+    seed: int = 0,
+    tokens: bool = False,
+    clam: bool = False,
+    workers: int | None = None,
+    batch: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    mpp_csv: PathLike | None = None,
+    where: str | None = None,
+    fresh: bool = False,
+) -> EmbeddingRun:
+    """Embed all tissue tiles of slides into `out`/SLIDE_ID.h5 (TRIDENT's layout). Again with the same words resumes.
+
+    Args:
+        model: a word of `load_model`, with `weights`, `random_init`, `pooling`, `input_size`, `seed`; or an Encoder.
+        slides: a cohort (file), or slide files, folders and patterns, which are indexed into `out`/cohort.parquet
+            first, with `mpp_csv`.
+        mpp, size, stride: µm/px, side and distance of tiles in px of `mpp`; the encoder's own without, side by side.
+        min_foreground: least share of tissue in a tile, [0, 1]; 0 takes every tile that touches tissue.
+        tokens: store the patch tokens as well, `patch_tokens` float16 [N, h, w, D].
+        clam: also write `out`/clam/h5_files and pt_files.
+        workers: processes that read, 0 for none; batch: tiles a forward pass; device: default the GPU where there
+            is one; precision: fp32 or bf16 (autocast), default bf16 on a GPU and fp32 on a CPU.
+        where: an expression over cohort columns. fresh: drop the features that `out` holds.
+
+    Raises EosinError subclasses, one line: bad words, a folder made with other settings, no slide that worked.
+    """
+    place = _device(device)
+    if precision is not None and precision not in PRECISIONS:
+        raise DataError(f"unknown precision {precision!r}: {', '.join(PRECISIONS)}")
+    encoder = (
+        model.to(place)
+        if isinstance(model, Encoder)
+        else load_model(model, weights, random_init, pooling, input_size, place, seed)
+    )
+    tile_mpp, size_px = wanted_scale(encoder, mpp, size)
+    settings = EmbeddingSettings(
+        model_hash=encoder.model_hash,
+        transform=encoder.transform,
+        mpp=tile_mpp,
+        size_px=size_px,
+        stride_px=stride or size_px,
+        min_foreground=min_foreground,
+        precision=precision or ("bf16" if place.type == "cuda" else "fp32"),
+        tokens=tokens,
+    )
+    if min(settings.size_px, settings.stride_px) < 1 or not 0 <= min_foreground <= 1:
+        raise DataError(f"no grid of {size_px} px tiles at stride {settings.stride_px} px, {min_foreground} foreground")
+    folder = EmbeddingFolder(check_writable(Path(out)))
+    with world(place) as here:
+        if here.is_first:
+            folder.prepare(settings, fresh)
+        cohort = _cohort(slides, folder.folder, mpp_csv, where, here)
+        if here.is_first:
+            word = encoder.name if isinstance(model, Encoder) else str(model)
+            folder.describe(settings, encoder, word, {"cohort": str(cohort.path), "cohort_hash": cohort.hash})
+        token = here.first(f"{time.time_ns()}")
+        run = Embedding(encoder, cohort, folder, settings, batch or (256 if place.type == "cuda" else 32), clam)
+        done = run.embed(run.share(here), _workers(workers, place))
+        done = _merged(done, here, folder.folder / f".ranks-{token}")
+        if here.is_first:
+            folder.write_failures(done.failures)
+            say(done.told)
+    if not done.slides and not done.finished and done.failures:
+        slide, line = next(iter(done.failures.items()))
+        raise DataError(f"no slide could be embedded; {slide}: {line}")
+    return done
+
+
+def _cohort(
+    slides: Sequence[PathLike] | PathLike | Cohort, out: Path, mpp_csv: PathLike | None, where: str | None, here: World
+) -> Cohort:
+    """The slides to embed: a cohort as it is, or slides indexed now into `out`."""
+    given = [slides] if isinstance(slides, str | os.PathLike) else slides
+    if isinstance(given, Cohort):
+        cohort = given
+    elif len(given) == 1 and Path(given[0]).suffix == ".parquet":
+        if mpp_csv is not None:
+            raise CohortError(f"{given[0]} has its scales already; --mpp-csv belongs to `eosin index`")
+        cohort = Cohort.read(given[0])
+    elif here.size > 1:
+        raise CohortError("several processes embed a cohort: run `eosin index SLIDES -o cohort.parquet` first")
+    else:
+        cohort = Cohort.index(list(given), out / COHORT_FILE, mpp_csv=mpp_csv)
+    if skipped := len(cohort.table) - len(cohort):
+        say(f"{cohort.path}: {skipped} of {len(cohort.table)} slides are skipped because they could not be indexed")
+    cohort = cohort.where(where) if where else cohort
+    if not len(cohort):
+        raise CohortError(f"{cohort.path}: no usable slide")
+    return cohort
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of this process; under torchrun each has the GPU of its local rank."""
+    place = find_device(name)
+    if place.type == "cuda" and place.index is None and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return place
+
+
+def _workers(workers: int | None, place: torch.device) -> int:
+    """Reading processes: as given, else a share of the cores; one beside a network that computes on the CPU."""
+    if workers is not None:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return min(share, 16) if place.type == "cuda" else min(max(share // 4, 1), 4)
+
+
+def _merged(run: EmbeddingRun, here: World, meeting: Path) -> EmbeddingRun:
+    """All processes' runs as one, on the first process; through files, since their shares may end hours apart."""
+    if here.size == 1:
+        return run
+    write_json(meeting / f"{here.rank}.json", asdict(run))
+    if not here.is_first:
+        return run
+    while any(not (meeting / f"{rank}.json").is_file() for rank in range(here.size)):
+        time.sleep(0.5)  # the launcher ends this process where another one dies
+    runs = [EmbeddingRun(**json.loads((meeting / f"{rank}.json").read_text())) for rank in range(here.size)]
+    shutil.rmtree(meeting, ignore_errors=True)
+    return EmbeddingRun(
+        run.folder,
+        sum(each.slides for each in runs),
+        sum(each.finished for each in runs),
+        sum(each.tiles for each in runs),
+        max(each.seconds for each in runs),
+        {slide: line for each in runs for slide, line in each.failures.items()},
+    )
+
+
+embed = embed_slides
+"""The public name, `eosin.embed`."""
