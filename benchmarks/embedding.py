@@ -45,7 +45,7 @@ class TheirEncoder(torch.nn.Module):
         self.eval_transforms = transforms.Compose([*steps, transforms.Normalize(mean, std)])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.encoder._vector(self.encoder.features(images))
+        return self.encoder.vector(self.encoder.features(images))
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, float]:

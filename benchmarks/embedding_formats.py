@@ -48,7 +48,7 @@ class PlainEncoder(torch.nn.Module):
         return self.encoder.prepare(np.asarray(tile)[None])[0]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.encoder._vector(self.encoder.features(images))
+        return self.encoder.vector(self.encoder.features(images))
 
 
 class MeanOfTiles(torch.nn.Module):

@@ -32,6 +32,35 @@ def test_a_bar_inside_a_bar_is_a_line_more(monkeypatch: pytest.MonkeyPatch) -> N
     assert "4/10" in terminal.getvalue()
 
 
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_without_a_terminal_long_work_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, log = _Clock(), io.StringIO()
+    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(progress, "console", Console(file=log, width=40))
+    monkeypatch.setattr(sys, "stderr", log)
+    with progress.progress_bar("train", 100_000, "tiles", done=600) as bar:  # one of them resumed at 600
+        for _ in range(3600):
+            clock.now += 1
+            bar.advance(4)
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "train: 720 of 100000 tiles, 4.0 tiles/s, 7 h left"
+    assert [int(line.split()[1]) for line in lines] == [
+        600 + 4 * at for at in (30, 90, 210, 450, 930, 1530, 2130, 2730, 3330)
+    ]
+    monkeypatch.setenv("RANK", "1")
+    with progress.progress_bar("train", None, "tiles") as bar:
+        clock.now += 1000
+        bar.advance()
+    assert len(log.getvalue().splitlines()) == len(lines)
+
+
 def test_no_terminal_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with progress.progress_bar("study", 2, "runs") as bar:

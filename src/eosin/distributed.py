@@ -7,8 +7,8 @@ travel over gloo, gradients over NCCL where there are GPUs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from eosin.errors import DataError, EosinError
 
 T = TypeVar("T")
 
@@ -97,6 +99,28 @@ class World:
         dist.broadcast_object_list(values, src=0, group=_control_group())
         return values[0]
 
+    def agree(self, work: Callable[[], T]) -> T:
+        """What `work` gives in this process, once it has gone well in all of them; it must not wait for the others.
+
+        Raises the EosinError of the first process that refuses, in all processes alike: none waits for one that left.
+        """
+        found: list[T] = []
+        refused: EosinError | None = None
+        try:
+            found.append(work())
+        except EosinError as error:
+            refused = error
+        told = self.gather_objects(refused)
+        for rank, refusal in enumerate(told):
+            if refusal is not None:
+                raise refusal if None not in told else type(refusal)(f"process {rank}: {refusal}")
+        return found[0]
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What `work` gives in the first process, which alone does it, on every process; its EosinError too."""
+        found = self.agree(lambda: [work()] if self.is_first else [])
+        return self.first(found)[0]
+
     def any(self, flag: bool) -> bool:
         """Whether any process says so. Waits for the processes' hosts, not for their GPUs."""
         if self.size == 1:
@@ -139,25 +163,45 @@ def _group(name: str) -> Any:
     return _groups[name]
 
 
+def own_device(device: torch.device, gpus: int) -> torch.device:
+    """The device of this process. Under torchrun each takes the GPU of its number on its machine, which has `gpus`.
+
+    Raises DataError where there are fewer GPUs than processes, or where `device` names another one.
+    """
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    number = int(os.environ["LOCAL_RANK"])
+    if device.index not in (None, number):
+        raise DataError(f"under torchrun each process takes the GPU of its number: leave {device} out, or give cuda")
+    if number >= gpus:
+        wanted = os.environ.get("LOCAL_WORLD_SIZE", str(number + 1))
+        raise DataError(f"{wanted} processes on a machine with {gpus} GPUs: give torchrun --nproc-per-node {gpus}")
+    return torch.device("cuda", number)
+
+
 @contextmanager
 def world(device: torch.device) -> Iterator[World]:
     """Join the processes that torchrun started (its environment variables), for the length of the block.
 
-    Without torchrun, or inside an existing group, nothing is started.
+    Without torchrun, or inside an existing group, nothing is started. `device`, if a GPU, is the current one inside.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield World.here()
-        return
-    backend = "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-    # Every process makes its groups at the same point, here.
-    _control_group()
-    checkpoint_group()
-    try:
-        yield World.here()
-    finally:
-        _groups.clear()
-        dist.destroy_process_group()
+    on_gpu = device.type == "cuda"
+    with torch.cuda.device(device) if on_gpu else nullcontext():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+            yield World.here()
+            return
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+        # Every process makes its groups at the same point, here.
+        _control_group()
+        checkpoint_group()
+        failed = True
+        try:
+            yield World.here()
+            failed = False
+        finally:
+            _groups.clear()
+            if failed and on_gpu:
+                # Leaving in good order waits for what is under way, which never ends where a process is gone.
+                dist.distributed_c10d._abort_process_group()
+            else:
+                dist.destroy_process_group()

@@ -102,7 +102,7 @@ def test_arrays_with_images_or_features(tmp_path: Path) -> None:
 
 
 def test_wrong_folders(folder: Path, tmp_path: Path) -> None:
-    assert "NAME=PATH" in refused("bach")
+    assert "NAME=PATH" in refused("tiles")
     assert "found nothing there" in refused(f"a={tmp_path / 'none'}")
     assert "neither a folder" in refused(f"a={folder / 'train' / 'A' / '0.png'}")
     assert "looked for class folders" in refused(f"a={folder / 'train' / 'A'}")
@@ -123,8 +123,8 @@ def test_wrong_folders(folder: Path, tmp_path: Path) -> None:
     ("old", "new", "said"),
     [
         ("file,label", "image,label", "looked for a column `file`"),
-        ("file,label", "file,klass", "looked for a column `label`"),
-        ("file,label", "file,value", "column `value`"),
+        ("file,label", "file,klass", "looked for a column `label`, `mask`"),
+        ("file,label", "file,value", "line 2: value .A. is no number"),
         ("file,label", "slide,label", "lists slides"),
         ("patient\n", "pateint\n", "is 'patient' meant"),
         ("patient\n", "Patient\n", "is 'patient' meant"),

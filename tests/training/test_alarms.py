@@ -209,10 +209,10 @@ def test_a_run_stops_at_a_collapse_before_it_is_saved(tiles_folder: Path, tmp_pa
 def test_a_run_saves_before_a_data_stall_stops_it(tiles_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     strict = ("watch.data_wait=1e-9", "watch.data_wait_rows=2", "run.checkpoint_every=6", "run.monitor_every=6")
-    with pytest.raises(TrainingStopped, match=r"with --set watch.data_stall=warn it goes on from step 3"):
+    with pytest.raises(TrainingStopped, match=r"with --set watch.data_stall=warn it goes on from step 2"):
         run_it(tiles_folder, out, *strict, "watch.data_stall=stop")
     run = RunFolder(out)
-    assert run.steps() == [3]
+    assert run.steps() == [2]
     assert raised(run) == [(2, "data_stall", "stop")]
     run_it(tiles_folder, out)
     rows = [row for row in run.read_metrics() if "data_wait" in row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -167,8 +168,17 @@ def test_only_what_a_run_wrote_is_ever_removed(tiles_folder: Path, tmp_path: Pat
     (tmp_path / "own" / "recipe.yaml").write_text("# mine\n")
     with pytest.raises(OutputError, match=r"recipe\.yaml is there, but no identity\.json"):
         run_it(tiles_folder, tmp_path / "own")
+    for name in ("report.html", "metrics.jsonl"):
+        (tmp_path / "own" / name).write_text("mine")
+    with pytest.raises(OutputError, match=r"is there, but no identity\.json"):
+        run_it(tiles_folder, tmp_path / "own", fresh=True)
     assert (tmp_path / "own" / "recipe.yaml").read_text() == "# mine\n"
+    assert sorted(path.name for path in (tmp_path / "own").iterdir() if path.name[0] != ".") == [
+        *("metrics.jsonl", "recipe.yaml", "report.html"),
+    ]
     run = run_it(tiles_folder, tmp_path / "run")
+    with pytest.raises(OutputError, match=r"--fresh would remove .*recipe\.yaml, the recipe that is given"):
+        train(str(run.recipe), run.root, tiles=[str(tiles_folder)], mpp=0.5, device="cpu", fresh=True)
     (run.pictures / "mine.jpg").write_bytes(b"x")
     with pytest.raises(WeightsError, match="start"):
         run_it(tiles_folder, tmp_path / "run", "start=typo", fresh=True)
@@ -184,8 +194,81 @@ def test_accept_changed_goes_on_and_says_so_in_its_files(tiles_folder: Path, tmp
     assert run.steps()[-1] == 8
     assert open_run(run.root)[1].run.steps == 8
     run_it(tiles_folder, tmp_path / "run", "run.steps=8")
+    before = run.identity.read_bytes(), run.recipe.read_bytes()
     with pytest.raises(ResumeError, match="does not fit this recipe's networks"):
-        run_it(tiles_folder, tmp_path / "run", "encoder.width=48", accept_changed=True)
+        run_it(tiles_folder, tmp_path / "run", "run.steps=9", "encoder.width=48", accept_changed=True)
+    with pytest.raises(ResumeError, match="has done 8 steps, more than the 6 of this recipe"):
+        run_it(tiles_folder, tmp_path / "run", accept_changed=True)
+    run_it(tiles_folder, tmp_path / "run", "run.steps=8", "optim.base_lr=0.1", accept_changed=True)  # nothing is left
+    assert (run.identity.read_bytes(), run.recipe.read_bytes()) == before
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"model": "other"}'])
+def test_an_identity_that_no_run_wrote_is_one_line(text: str, tiles_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "identity.json").write_text(text)
+    for fresh in (False, True):
+        with pytest.raises(ResumeError, match=r"identity\.json (cannot be read|is not that of a run)"):
+            run_it(tiles_folder, tmp_path, fresh=fresh)
+    assert (tmp_path / "identity.json").read_text() == text
+
+
+HOLDER = """
+import os, sys
+from eosin.runs import RunFolder
+with RunFolder(sys.argv[1]).held():
+    child = os.fork()  # as a reading process, which outlives its run for some seconds
+    if child:
+        print("has it", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+"""
+
+
+def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(
+    tiles_folder: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path)
+    words = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "has it\n"
+        with pytest.raises(OutputError, match=f"is in use: process {first.pid} on .* trains there; wait for it"):
+            run_it(tiles_folder, tmp_path, "run.steps=1")
+        first.kill()
+        first.wait()
+        assert run.lock.exists()
+        assert run_it(tiles_folder, tmp_path, "run.steps=1").steps() == [1]
+        assert not run.lock.exists()
+
+
+def test_storage_without_locks_is_told_and_used(
+    tiles_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refused)
+    assert run_it(tiles_folder, tmp_path, "run.steps=1").steps() == [1]
+    assert capsys.readouterr().err.count("lies on storage without locks (No locks available)") == 1
+
+
+def test_the_recipe_of_a_folder_is_the_one_it_goes_on_with(tiles_folder: Path, tmp_path: Path) -> None:
+    run = run_it(tiles_folder, tmp_path / "run")
+    shutil.rmtree(run.checkpoint(6))
+    run_it(tiles_folder, tmp_path / "run", "run.keep_last=5")  # a value that is no part of the identity
+    assert open_run(run.root)[1].run.keep_last == 5
+    assert run.steps() == [4, 6]
+
+
+def test_a_bad_tile_that_is_read_again_and_again_is_one_line_in_the_ledger(tiles_folder: Path, tmp_path: Path) -> None:
+    tiles = tmp_path / "tiles"
+    shutil.copytree(tiles_folder, tiles)
+    for path in list(tiles.iterdir())[:4]:
+        path.write_bytes(path.read_bytes()[:200])
+    run = run_it(tiles, tmp_path / "run", "tiles.distinct_tiles=8", "run.steps=4")
+    entries = [(entry["i"], entry["attempt"]) for entry in read_lines(run.ledger)]
+    assert entries
+    assert len(set(entries)) == len(entries)
 
 
 def test_a_torn_line_is_dropped_on_resume(tiles_folder: Path, tmp_path: Path) -> None:

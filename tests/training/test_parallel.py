@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from eosin.errors import RecipeError
 from eosin.runs import RunFolder
 from eosin.training import Recipe, load_recipe
-from eosin.training.checkpoint import _tensors_in
+from eosin.training.checkpoint_files import tensors_in
 from eosin.training.networks import Networks
 from eosin.training.parallel import check_split, spread
 
@@ -53,7 +53,7 @@ def everything(folder: Path, step: int) -> dict[str, torch.Tensor]:
     import torch.distributed.checkpoint as dcp
 
     at = RunFolder(folder).checkpoint(step)
-    state = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in _tensors_in(at).items()}
+    state = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in tensors_in(at).items()}
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(at)), no_dist=True)
     return state
 

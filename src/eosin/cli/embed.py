@@ -47,28 +47,8 @@ def embed(
 
     Tiles lie on a grid from the top-left of the tissue, at the µm/px and size that the encoder was trained for.
     """
+    words = dict(locals())  # each option is the argument of the same name
+
     from eosin.features.embed import embed_slides
 
-    embed_slides(
-        model,
-        slides,
-        out,
-        mpp=mpp,
-        size=size,
-        stride=stride,
-        min_foreground=min_foreground,
-        pooling=pooling,
-        weights=weights,
-        random_init=random_init,
-        input_size=input_size,
-        seed=seed,
-        tokens=tokens,
-        clam=clam,
-        workers=workers,
-        batch=batch,
-        device=device,
-        precision=precision,
-        mpp_csv=mpp_csv,
-        where=where,
-        fresh=fresh,
-    )
+    embed_slides(**words)

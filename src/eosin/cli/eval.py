@@ -8,51 +8,72 @@ from typing import Annotated, Any
 
 import typer
 
+_Model = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="Exported folder, zoo or timm name, or `colour` (6 numbers)."),
+]
+_Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; again = resume.")]
+_Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        "--task",
+        help="Public tasks by name (`eosin tasks list`), `all` that lie below --data, or your own NAME=PATH:"
+        " folder of class folders, table.csv, arrays.npz. Repeat, or a comma list.",
+    ),
+]
+_Protocol = Annotated[
+    list[str] | None, typer.Option("--protocol", help="knn, simpleshot, logreg. Repeat, or a comma list.")
+]
+_Features = Annotated[
+    Path | None,
+    typer.Option("--features", help="F.npz with features and labels, in place of MODEL and --tasks."),
+]
+_Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder that holds the public tasks; relative PATHs are looked for in it as well."),
+]
+_Against = Annotated[list[str] | None, typer.Option("--against", help="Another MODEL to compare with. Repeat.")]
+_Baselines = Annotated[
+    bool, typer.Option("--baselines", help="Add rows: random weights in the same architecture, colour only.")
+]
+_Weights = Annotated[Path | None, typer.Option("--weights", help="File with the weights of MODEL.")]
+_RandomInit = Annotated[bool, typer.Option("--random-init", help="MODEL with random weights.")]
+_Pooling = Annotated[str | None, typer.Option("--pooling", help="cls, cls+mean or mean.")]
+_InputSize = Annotated[int | None, typer.Option("--input-size", help="Side that the encoder sees, px.")]
+_Batch = Annotated[int, typer.Option("--batch", min=1, help="Images a batch.")]
+_Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read images.")]
+_Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: GPU if any.")]
+_Seed = Annotated[int, typer.Option("--seed", help="Of random weights.")]
+_Fresh = Annotated[bool, typer.Option("--fresh", help="Drop what the folder holds and start again.")]
+_AnyCount = Annotated[
+    bool, typer.Option("--any-count", help="Take a public task that has not its known number of images.")
+]
+
 
 def eval_(
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL]", help="Exported folder, timm name, or `colour` (6 numbers)."),
-    ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; again = resume.")] = Path("results"),
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tasks",
-            "--task",
-            help="NAME=PATH: folder of class folders, table.csv, arrays.npz. Repeat, or a comma list.",
-        ),
-    ] = None,
-    protocol: Annotated[
-        list[str] | None, typer.Option("--protocol", help="knn, simpleshot, logreg. Repeat, or a comma list.")
-    ] = None,
-    features: Annotated[
-        Path | None,
-        typer.Option("--features", help="F.npz with features and labels, in place of MODEL and --tasks."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Where relative task paths are looked for as well.")
-    ] = None,
-    against: Annotated[
-        list[str] | None, typer.Option("--against", help="Another MODEL to compare with. Repeat.")
-    ] = None,
-    baselines: Annotated[
-        bool,
-        typer.Option("--baselines", help="Add rows: random weights in the same architecture, colour only."),
-    ] = False,
-    weights: Annotated[Path | None, typer.Option("--weights", help="File with the weights of MODEL.")] = None,
-    random_init: Annotated[bool, typer.Option("--random-init", help="MODEL with random weights.")] = False,
-    pooling: Annotated[str | None, typer.Option("--pooling", help="cls, cls+mean or mean.")] = None,
-    input_size: Annotated[int | None, typer.Option("--input-size", help="Side that the encoder sees, px.")] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a batch.")] = 64,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read images.")] = 0,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: GPU if any.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of random weights.")] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Drop what the folder holds and start again.")] = False,
+    model: _Model = None,
+    out: _Out = Path("results"),
+    tasks: _Tasks = None,
+    protocol: _Protocol = None,
+    features: _Features = None,
+    data: _Data = None,
+    against: _Against = None,
+    baselines: _Baselines = False,
+    weights: _Weights = None,
+    random_init: _RandomInit = False,
+    pooling: _Pooling = None,
+    input_size: _InputSize = None,
+    batch: _Batch = 64,
+    workers: _Workers = 0,
+    device: _Device = None,
+    seed: _Seed = 0,
+    fresh: _Fresh = False,
+    any_count: _AnyCount = False,
 ) -> None:
-    """Judge an encoder on your labelled images: k-NN, SimpleShot, logistic regression; 95 % intervals.
+    """Judge an encoder on public tasks or your labelled images: k-NN, SimpleShot, logistic regression, intervals.
 
-    Intervals are bootstrapped over patients where the table has a `patient` column, else over images. Writes
+    95 % intervals are bootstrapped over patients where the table has a `patient` column, else over images. Writes
     results.json, predictions.parquet and, where models are compared, comparisons.json.
     """
     import json
@@ -78,6 +99,7 @@ def eval_(
         device=device,
         seed=seed,
         fresh=fresh,
+        any_count=any_count,
     )
     folder = ResultsFolder(out)
     print_results(rows, json.loads(folder.comparisons.read_text()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,9 +69,14 @@ def study(
     )
     page = write_study_report(out, command=shlex.join(["eosin", *sys.argv[1:]]))
     typer.echo(page)
-    if failed := [run for run in told["runs"] if run["status"] == "failed"]:
+    _refuse_failed(told["runs"], page)
+
+
+def _refuse_failed(runs: list[dict[str, Any]], page: Path) -> None:
+    """Raises TrainingStopped, one line, where runs of a study have failed."""
+    if failed := [run for run in runs if run["status"] == "failed"]:
         first = failed[0]
         raise TrainingStopped(
-            f"{len(failed)} of {len(told['runs'])} runs failed, first {first['arm']}, seed {first['seed']}: "
-            f"{first['error']}; the others are in {page}"
+            f"{len(failed)} of {len(runs)} runs failed, first {first['arm']}, seed {first['seed']}: {first['error']}; "
+            f"the others are in {page}"
         )

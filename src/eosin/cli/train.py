@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -48,24 +49,33 @@ def train(
 
         typer.echo(describe(recipe, cohort or [], tiles or [], mpp, where, changes or [], gpu, gpus or 1))
         return
+    folder = _run_folder(out, gpu, gpus)
+    from eosin.training import train as run
+    from eosin.training.stopping import StoppedWhenComplete
+
+    # What came when all was done asks for no more than to go.
+    with suppress(StoppedWhenComplete):
+        run(
+            recipe,
+            folder,
+            cohort=cohort or [],
+            tiles=tiles or [],
+            mpp=mpp,
+            where=where,
+            set=changes or [],
+            probe=probe or [],
+            device=device,
+            fresh=fresh,
+            accept_changed=accept_changed,
+        )
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"written: {folder}")
+
+
+def _run_folder(out: Path | None, gpu: str | None, gpus: int | None) -> Path:
+    """Where a run goes. Raises RecipeError for words that fit a dry run only."""
     if gpu is not None or gpus is not None:
         raise RecipeError("--gpu and --gpus are for --dry-run; a run takes the GPU it finds, or torchrun's several")
     if out is None:
         raise RecipeError("give the run folder with -o")
-    from eosin.training import train as run
-
-    folder = run(
-        recipe,
-        out,
-        cohort=cohort or [],
-        tiles=tiles or [],
-        mpp=mpp,
-        where=where,
-        set=changes or [],
-        probe=probe or [],
-        device=device,
-        fresh=fresh,
-        accept_changed=accept_changed,
-    )
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(f"written: {folder.root}")
+    return out

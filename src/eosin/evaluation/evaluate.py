@@ -21,17 +21,21 @@ import torch
 
 from eosin import __version__
 from eosin.errors import DataError
+from eosin.evaluation.file_hashes import file_hashes
 from eosin.evaluation.folds import folds_of
 from eosin.evaluation.judge import Outcome, judge, reported_groups, row_of
 from eosin.evaluation.protocols import Protocol, find_protocols
 from eosin.evaluation.results import ResultsFolder
 from eosin.evaluation.statistics import paired_difference
-from eosin.evaluation.tasks import Task, open_task
+from eosin.evaluation.tasks import Task, open_tasks
 from eosin.features import Encoder, FeatureStore, embed_images, feature_key, load_model
 from eosin.features.extract import find_device
 from eosin.files import PathLike
 from eosin.progress import say
 from eosin.provenance import hash_of
+
+JUDGED_KINDS = ("classification",)
+"""Kinds of tasks that some protocol judges."""
 
 Outcomes = dict[tuple[str, str, str], Outcome]
 """By model, task and protocol id."""
@@ -65,9 +69,12 @@ def evaluate(
     device: str | None = None,
     seed: int = 0,
     fresh: bool = False,
+    any_count: bool = False,
 ) -> list[dict[str, Any]]:
-    """Judge `model` on `tasks` ("NAME=PATH") by `protocol` (names, comma lists); returns the rows of
-    results.json.
+    """Judge `model` on `tasks` by `protocol` (names, comma lists); returns the rows of results.json.
+
+    `tasks`: "NAME=PATH", public tasks by name, or "all" of those that lie below `data`; `any_count` takes a
+    public task that has not its known number of samples.
 
     `against`: further models, judged alike; `model` minus each is in comparisons.json. `baselines` adds two:
     random weights in the same architecture (drawn from `seed`) and colour only. `weights`, `random_init`: of
@@ -81,18 +88,19 @@ def evaluate(
     if features is not None:
         if model is not None or tasks or against or baselines:
             raise DataError("features come without a model, tasks and other models; give one or the other")
-        opened = _open_tasks([f"{Path(features).stem}={features}"], None, protocols, features=True)
+        opened = _open_tasks([f"{Path(features).stem}={features}"], None, protocols)
         subjects = [Subject("features", opened[0].content_hash(), None)]
     else:
         if model is None or not tasks:
-            raise DataError("nothing to judge: give a model and tasks (NAME=PATH), or features")
-        opened = _open_tasks(tasks, data, protocols, features=False)
+            raise DataError("nothing to judge: give a model and tasks (a name or NAME=PATH), or features")
+        opened = _open_tasks(tasks, data, protocols, model, any_count)
         subjects = _subjects(model, against, baselines, pooling, input_size, weights, random_init, seed)
     folder = ResultsFolder(out, fresh)
     folder.refuse_others({(t.name, p.id, s.model, s.model_hash) for t in opened for p in protocols for s in subjects})
 
     outcomes: Outcomes = {}
-    contents = {task.name: task.content_hash() for task in opened}
+    with file_hashes(folder.root / "cache" / "files.json") as hashed:
+        contents = {task.name: task.content_hash(hashed) for task in opened}
     for subject in subjects:
         for task in opened:
             found = _outcomes(folder, subject, task, contents[task.name], protocols, place, batch, workers)
@@ -201,6 +209,7 @@ def _identity(subject: Subject, task: Task) -> dict[str, Any]:
         "recipe_hash": info.get("recipe_hash"),
         "cohort_hash": info.get("cohort_hash"),
         "transform": subject.encoder.transform if subject.encoder is not None else None,
+        "complete": task.complete,
         "task_in_training": task.name in (training.get("tasks") or []),
         "patients_in_training": len(patients & {str(patient) for patient in training.get("patients") or []}),
         "peak_mb": round(peak, 1),
@@ -248,17 +257,23 @@ def _comparisons(
 
 
 def _open_tasks(
-    specs: Sequence[str], data: PathLike | None, protocols: Sequence[Protocol], features: bool
+    specs: Sequence[str],
+    data: PathLike | None,
+    protocols: Sequence[Protocol],
+    model: PathLike | Encoder | None = None,
+    any_count: bool = False,
 ) -> list[Task]:
-    """Tasks that every protocol can judge, holding features where `features`, else images."""
-    tasks = [open_task(spec, data) for spec in specs]
+    """Tasks that every protocol can judge, holding images for `model`, or features where there is none."""
+    tasks = open_tasks(specs, data, any_count, JUDGED_KINDS)
     names = [task.name for task in tasks]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise DataError(f"two tasks are called {sorted(repeated)[0]}; give each its own name")
     for task in tasks:
-        if features and task.features is None:
+        if task.kind not in JUDGED_KINDS:
+            raise DataError(f"task {task.name}: no protocol judges {task.kind} yet")
+        if model is None and task.features is None:
             raise DataError(f"task {task.name}: {task.source} holds images; give it as --tasks with a model")
-        if not features and task.images is None:
+        if model is not None and task.images is None:
             raise DataError(f"task {task.name}: {task.source} holds features; use --features for it")
         for protocol in protocols:
             folds_of(task, protocol)

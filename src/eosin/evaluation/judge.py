@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eosin.evaluation.folds import Fold, folds_of
+from eosin.evaluation.folds import Fold, folds_of, reported_split
 from eosin.evaluation.probes import PROBES, Examples, Prediction
 from eosin.evaluation.protocols import Protocol
 from eosin.evaluation.statistics import describe, interval
@@ -68,7 +68,7 @@ def row_of(task: Task, protocol: Protocol, outcome: Outcome) -> dict[str, Any]:
     patients = None if task.patient is None else len(np.unique(task.patient[outcome.rows]))
     return {
         "task": task.name,
-        "split": task.reported_split or f"{len(outcome.choices)}-fold",
+        "split": reported_split(task, protocol) or f"{len(outcome.choices)}-fold",
         "metric": protocol.metric,
         "mean": value,
         "run_sd": float(outcome.run_scores.std(ddof=1)) if runs > 1 else None,
@@ -82,6 +82,7 @@ def row_of(task: Task, protocol: Protocol, outcome: Outcome) -> dict[str, Any]:
         "shared_groups": task.shared_groups(),
         "protocol": protocol.id,
         "protocol_hash": protocol.hash,
+        "settings": protocol.settings_for(task.name),
         **describe(labels, outcome.predicted, outcome.scores, task.classes),
         "choices": _merged(outcome.choices),
         "seconds": outcome.seconds,
@@ -96,8 +97,17 @@ def reported_groups(task: Task, outcome: Outcome) -> npt.NDArray[np.int64] | Non
 
 def _predict(task: Task, features: npt.NDArray[np.float32], protocol: Protocol, fold: Fold, number: int) -> Prediction:
     def examples(rows: npt.NDArray[np.int64]) -> Examples:
-        return Examples(np.asarray(features[rows], dtype=np.float32), task.labels[rows])
+        # Rows in one piece are not copied: large tasks have their splits in order.
+        piece = slice(int(rows[0]), int(rows[-1]) + 1)
+        whole = piece.stop - piece.start == len(rows) and bool((np.diff(rows) == 1).all())
+        found = features[piece] if whole else features[rows]
+        return Examples(np.asarray(found, dtype=np.float32), task.labels[rows])
 
+    settings = protocol.settings_for(task.name)
+    if fold.watch is not None:
+        settings["watch"] = examples(fold.watch)
+    if task.shots is not None and protocol.probe == "linear":
+        settings["shots"] = task.shots
     probe = PROBES[protocol.probe]
     return probe(
         examples(fold.train),
@@ -106,7 +116,7 @@ def _predict(task: Task, features: npt.NDArray[np.float32], protocol: Protocol, 
         inner=[(examples(fit), examples(val)) for fit, val in fold.inner],
         seed=protocol.seed,
         fold=number,
-        **protocol.settings,
+        **settings,
     )
 
 

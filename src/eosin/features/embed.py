@@ -75,31 +75,18 @@ def embed_slides(
     place = _device(device)
     if precision is not None and precision not in PRECISIONS:
         raise DataError(f"unknown precision {precision!r}: {', '.join(PRECISIONS)}")
-    encoder = (
-        model.to(place)
-        if isinstance(model, Encoder)
-        else load_model(model, weights, random_init, pooling, input_size, place, seed)
-    )
-    tile_mpp, size_px = wanted_scale(encoder, mpp, size)
-    settings = EmbeddingSettings(
-        model_hash=encoder.model_hash,
-        transform=encoder.transform,
-        mpp=tile_mpp,
-        size_px=size_px,
-        stride_px=stride or size_px,
-        min_foreground=min_foreground,
-        precision=precision or ("bf16" if place.type == "cuda" else "fp32"),
-        tokens=tokens,
-    )
-    if min(settings.size_px, settings.stride_px) < 1 or not 0 <= min_foreground <= 1:
-        raise DataError(f"no grid of {size_px} px tiles at stride {settings.stride_px} px, {min_foreground} foreground")
+    encoder, word = model, getattr(model, "name", str(model))
+    if not isinstance(encoder, Encoder):
+        encoder = load_model(encoder, weights, random_init, pooling, input_size, None, seed)
+    encoder = encoder.to(place)
+    precision = precision or ("bf16" if place.type == "cuda" else "fp32")
+    settings = _settings(encoder, mpp, size, stride, min_foreground, precision, tokens)
     folder = EmbeddingFolder(check_writable(Path(out)))
     with world(place) as here:
         if here.is_first:
             folder.prepare(settings, fresh)
         cohort = _cohort(slides, folder.folder, mpp_csv, where, here)
         if here.is_first:
-            word = encoder.name if isinstance(model, Encoder) else str(model)
             folder.describe(settings, encoder, word, {"cohort": str(cohort.path), "cohort_hash": cohort.hash})
         token = here.first(f"{time.time_ns()}")
         run = Embedding(encoder, cohort, folder, settings, batch or (256 if place.type == "cuda" else 32), clam)
@@ -109,9 +96,34 @@ def embed_slides(
             folder.write_failures(done.failures)
             say(done.told)
     if not done.slides and not done.finished and done.failures:
-        slide, line = next(iter(done.failures.items()))
-        raise DataError(f"no slide could be embedded; {slide}: {line}")
+        raise DataError("no slide could be embedded; {}: {}".format(*next(iter(done.failures.items()))))
     return done
+
+
+def _settings(
+    encoder: Encoder,
+    mpp: float | None,
+    size: int | None,
+    stride: int | None,
+    min_foreground: float,
+    precision: str,
+    tokens: bool,
+) -> EmbeddingSettings:
+    """What the features will depend on; DataError where that makes no grid."""
+    tile_mpp, size_px = wanted_scale(encoder, mpp, size)
+    stride_px = size_px if stride is None else stride
+    if stride_px < 1 or not 0 <= min_foreground <= 1:
+        raise DataError(f"no grid of {size_px} px tiles at stride {stride_px} px, {min_foreground} foreground")
+    return EmbeddingSettings(
+        model_hash=encoder.model_hash,
+        transform=encoder.transform,
+        mpp=tile_mpp,
+        size_px=size_px,
+        stride_px=stride_px,
+        min_foreground=min_foreground,
+        precision=precision,
+        tokens=tokens,
+    )
 
 
 def _cohort(

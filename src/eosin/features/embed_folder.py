@@ -26,6 +26,8 @@ from eosin.provenance import hash_of, versions
 EMBEDDING_FILE = "embedding.json"
 FAILURES_FILE = "failures.csv"
 COHORT_FILE = "cohort.parquet"
+MOST_SIZE_PX = 8192
+"""A tile of this side holds 201 MB."""
 
 
 class EmbeddingSettings(BaseModel):
@@ -59,7 +61,7 @@ class EmbeddingFolder:
         return self.folder / f"{slide_id}.h5"
 
     def refuse_other(self, settings: EmbeddingSettings) -> None:
-        """ResumeError where the folder was made with other settings; OutputError where embedding.json is damaged."""
+        """ResumeError where features were made with other settings; OutputError where embedding.json is damaged."""
         path = self.folder / EMBEDDING_FILE
         if not path.is_file():
             return
@@ -68,12 +70,15 @@ class EmbeddingFolder:
             other = EmbeddingSettings.model_validate({name: known[name] for name in EmbeddingSettings.model_fields})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{path} is not a description that eosin wrote; give another -o, or --fresh") from error
-        if other.hash != settings.hash:
+        if other.hash != settings.hash and any(self.folder.glob("*.h5")):
             old, new = other.model_dump(), settings.model_dump()
             name = next(name for name in new if old[name] != new[name])
-            raise ResumeError(
-                f"{self.folder} holds features with {name} {old[name]}, not {new[name]}; give another -o, or --fresh"
+            told = (
+                f"of another encoder ({known.get('model_name')}, model_hash {old[name]}, not {new[name]})"
+                if name == "model_hash"
+                else f"with {name} {old[name]}, not {new[name]}"
             )
+            raise ResumeError(f"{self.folder} holds features {told}; give another -o, or --fresh")
 
     def is_finished(self, slide_id: str, settings_hash: str, slide_hash: str) -> bool:
         """Whether the slide's features are there, made from this slide with these settings."""
@@ -137,7 +142,9 @@ class EmbeddingFolder:
 
 
 def wanted_scale(encoder: Encoder, mpp: float | None, size_px: int | None) -> tuple[float, int]:
-    """µm/px and tile side: as given, else what the encoder was trained for. DataError where neither says it."""
+    """µm/px and tile side: as given, else what the encoder was trained for. DataError where neither says it,
+    or it is no scale or side.
+    """
     if mpp is None:
         known: Sequence[float] = (
             encoder.mpp if isinstance(encoder.mpp, Sequence) else [encoder.mpp] if encoder.mpp else []
@@ -150,5 +157,7 @@ def wanted_scale(encoder: Encoder, mpp: float | None, size_px: int | None) -> tu
         mpp = known[0] if len(known) == 1 else 0.5
     if not (math.isfinite(mpp) and 0.05 <= mpp <= 20):
         raise DataError(f"{mpp} µm/px is no scale for tiles (0.05 to 20)")
-    size = size_px or encoder.input_size or 256
+    size = size_px if size_px is not None else encoder.input_size or 256
+    if not 1 <= size <= MOST_SIZE_PX:
+        raise DataError(f"{size} px is no side for tiles (1 to {MOST_SIZE_PX:,})")
     return float(mpp), size

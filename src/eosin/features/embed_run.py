@@ -67,6 +67,7 @@ class Embedding:
         self.rows = cohort.usable.to_dict("records")
         self.run = EmbeddingRun(str(folder.folder))
         self.grids: dict[int, tuple[TileGrid, str]] = {}
+        self._told = 0.0  # slides that the bar was told of
 
     def share(self, here: World) -> list[int]:
         """Usable slides of this process: every `size`-th of those with most tissue first, so shares are alike."""
@@ -97,7 +98,6 @@ class Embedding:
 
     def _embed_in_one_go(self, numbers: Sequence[int], begun: list[int], workers: int, bar: Bar) -> None:
         """Embed slides from one stream of tiles; `begun` receives those whose reading was asked for."""
-        shown = self._settled
         for number, parts in groupby(read_grids(self._slides(numbers, begun), workers), lambda part: part.number):
             try:
                 self._embed_slide(number, parts, bar)
@@ -107,14 +107,15 @@ class Embedding:
             except EosinError as error:
                 self._fail(number, error)
             self.grids.pop(number, None)
-            bar.advance(self._settled - shown)
-            shown = self._settled
-        bar.advance(self._settled - shown)
+            self._tell(bar)
+        self._tell(bar)
 
-    @property
-    def _settled(self) -> int:
-        """Slides that are done with, one way or the other."""
-        return self.run.slides + self.run.finished + len(self.run.failures)
+    def _tell(self, bar: Bar, share: float = 0.0, note: str = "") -> None:
+        """Move the bar to the slides that are done with, one way or the other, and `share` of the one under way."""
+        settled = self.run.slides + self.run.finished + len(self.run.failures) + share
+        if settled > self._told:
+            bar.advance(settled - self._told, note)
+            self._told = settled
 
     def _slides(self, numbers: Sequence[int], begun: list[int]) -> Iterator[GridSlide]:
         """The slides to read, as the readers come to them; finished ones are passed over, failures noted."""
@@ -154,8 +155,9 @@ class Embedding:
             min_foreground=wanted.min_foreground,
         )
         if not len(grid):
-            least = f": no tile with {wanted.min_foreground:.0%} foreground" if mask.mask.any() else ""
-            raise DataError(f"no tissue{least}")
+            side = f"{wanted.size_px} px at {wanted.mpp:g} µm/px"
+            least = f"no tile of {side} has {wanted.min_foreground:.0%} foreground; lower --min-foreground or --size"
+            raise DataError(least if mask.mask.any() else "no tissue")
         return grid
 
     def _embed_slide(self, number: int, parts: Iterable[GridPart], bar: Bar) -> None:
@@ -174,7 +176,8 @@ class Embedding:
                     self._store(writer, *waiting, grid)
                 waiting = rows, found
                 done += len(rows)
-                bar.advance(0, f"{row['slide_id']}: {done / (time.perf_counter() - start):,.0f} tiles/s")
+                speed = done / (time.perf_counter() - start)
+                self._tell(bar, done / len(grid), f"{row['slide_id']}: {speed:,.0f} tiles/s")
             if waiting is not None:
                 self._store(writer, *waiting, grid)
         self.run.tiles += done
@@ -192,7 +195,7 @@ class Embedding:
                     return {"features": self.encoder.embed(pixels)}
                 features = self.encoder.features(self.encoder.prepare(pixels))
                 return {
-                    "features": self.encoder._vector(features).float(),
+                    "features": self.encoder.vector(features).float(),
                     "patch_tokens": features.patches.half(),
                 }
         except torch.OutOfMemoryError as error:

@@ -85,7 +85,7 @@ class Encoder(nn.Module, ABC):
 
         Raises DataError where `pixels` is not uint8 [B, H, W, 3].
         """
-        return self._vector(self.features(self.prepare(pixels))).float()
+        return self.vector(self.features(self.prepare(pixels))).float()
 
     @torch.no_grad()
     def patch_tokens(self, pixels: Pixels) -> Tensor:
@@ -98,8 +98,11 @@ class Encoder(nn.Module, ABC):
     def features(self, images: Tensor) -> Features:
         """Class token and patch tokens of normalised images [B, 3, S, S], after the final norm."""
 
-    def _vector(self, features: Features) -> Tensor:
-        """The tile's vector [B, dim] by `pooling`."""
+    def vector(self, features: Features) -> Tensor:
+        """The tiles' vectors [B, dim] by `pooling`, of what `features` gave.
+
+        Raises WeightsError where the pooling needs a class token and there is none.
+        """
         mean = features.patches.mean(dim=(1, 2))  # [B, D]
         if self.pooling == "mean":
             return mean
@@ -122,7 +125,7 @@ class ColourEncoder(Encoder):
     def __init__(self) -> None:
         super().__init__(name="colour", width=6, pooling="mean", input_size=None, model_hash="colour-mean-sd")
 
-    def _vector(self, features: Features) -> Tensor:
+    def vector(self, features: Features) -> Tensor:
         values = features.patches.flatten(1, 2)  # [B, H*W, 3]
         return torch.cat([values.mean(dim=1), values.std(dim=1, unbiased=False)], dim=1)
 
@@ -162,9 +165,9 @@ class TimmEncoder(Encoder):
         cls = found[:, 0] if has_class_token(self.network) else None
         return Features(cls, found[:, prefix:].unflatten(1, (side, -1)))
 
-    def _vector(self, features: Features) -> Tensor:
+    def vector(self, features: Features) -> Tensor:
         if hasattr(self.network, "num_prefix_tokens"):
-            vector = super()._vector(features)
+            vector = super().vector(features)
             if not hasattr(self.network, "fc_norm"):
                 return vector
             # Some timm ViTs normalise after pooling and not before; for the others fc_norm is the identity.

@@ -102,11 +102,11 @@ def heatmap(
     files = HeatmapFiles(check_writable(out))
     _refuse_other_slide(files, Path(slide).name)
     heads = load_heads(heads_dir, find_device(device))
-    if features is None:
+    if features is not None:
+        source = feature_file(features, slide)
+    else:
         open_scaled(slide, mpp_csv, {}).close()  # an unreadable slide is told before an encoder is loaded
         source = embedded(heads, Path(slide), files.root / "features", model, stride, mpp_csv, device)
-    else:
-        source = feature_file(features, slide)
     found = read_features(source)
     check_model(heads, found.attributes, source)
     with open_scaled(slide, mpp_csv, found.attributes) as opened:

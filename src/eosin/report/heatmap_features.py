@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eosin.errors import DataError, SlideError
+from eosin.errors import DataError, EosinError, SlideError
+from eosin.features.embed_folder import EMBEDDING_FILE
 from eosin.files import PathLike
 from eosin.progress import say
 from eosin.report.heatmap_paint import Tiles, check_inside
@@ -19,14 +21,34 @@ _EMBED_AGAIN = "embed the slide with that model"
 
 
 def feature_file(path: PathLike, slide: PathLike) -> Path:
-    """`path` itself, or in a folder the h5 of that slide. Raises DataError where it has none."""
-    given = Path(path)
+    """`path` itself, or in a folder of features the h5 of that slide.
+
+    In a folder of `eosin embed` its cohort says which one that is, since slides of one name get numbers there. Raises
+    DataError where there is none, or where only the name could tell and several slides have it.
+    """
+    given, stem = Path(path), Path(slide).stem
     if not given.is_dir():
         return given
-    found = given / f"{Path(slide).stem}.h5"
+    name = _embedded_as(given, Path(slide))
+    if name is None and all((given / other).is_file() for other in (EMBEDDING_FILE, f"{stem}.h5", f"{stem}-2.h5")):
+        raise DataError(f"{given} has features of several slides named {stem}; give --features {given}/NAME.h5")
+    found = given / f"{name or stem}.h5"
     if not found.is_file():
         raise DataError(f"{given} has no {found.name}; give the h5 of {Path(slide).name} with --features")
     return found
+
+
+def _embedded_as(folder: Path, slide: Path) -> str | None:
+    """The slide_id under which the folder's cohort has this very file; None where that cannot be known."""
+    from eosin.slides import Cohort
+
+    try:
+        told = json.loads((folder / EMBEDDING_FILE).read_text(encoding="utf-8"))
+        rows = Cohort.read(told["cohort"]).usable
+        here = slide.resolve()
+        return next((str(row.slide_id) for row in rows.itertuples() if Path(str(row.path)).resolve() == here), None)
+    except (OSError, ValueError, KeyError, TypeError, EosinError):
+        return None
 
 
 def open_scaled(slide: PathLike, mpp_csv: PathLike | None, attributes: dict[str, Any]) -> Slide:

@@ -1,4 +1,4 @@
-"""Drawings of a MIL page, as SVG that takes its colours from the page: ROC, bars with intervals, radar, confusion.
+"""Drawings of a MIL page, as SVG that takes its colours from the page: ROC, bars with intervals, confusion.
 
 A run keeps its colour everywhere; published values are grey diamonds. Draws what it is given.
 """
@@ -72,14 +72,14 @@ def line_chart(
     parts = []
     for tick in round_ticks(*y_range):
         parts.append(element("line", x1=left, x2=width - right, y1=py(tick), y2=py(tick), stroke="var(--rule)"))
-        parts.append(_text(number(tick, 3), left - 5, py(tick) + 3, "end"))
+        parts.append(axis_text(number(tick, 3), left - 5, py(tick) + 3, "end"))
     for tick in round_ticks(*x_range):
         parts.append(
             element("line", x1=px(tick), x2=px(tick), y1=height - bottom, y2=height - bottom + 3, stroke="var(--soft)")
         )
-        parts.append(_text(number(tick, 3), px(tick), height - bottom + 14, "middle"))
-    parts.append(_text(x_label, (left + width - right) / 2, height - 6, "middle"))
-    parts.append(_text(y_label, 4, 12, "start"))
+        parts.append(axis_text(number(tick, 3), px(tick), height - bottom + 14, "middle"))
+    parts.append(axis_text(x_label, (left + width - right) / 2, height - 6, "middle"))
+    parts.append(axis_text(y_label, 4, 12, "start"))
     if diagonal:
         ends = {"x1": px(x_range[0]), "y1": py(y_range[0]), "x2": px(x_range[1]), "y2": py(y_range[1])}
         parts.append(element("line", **ends, stroke="var(--soft)", stroke_dasharray="4 3"))
@@ -101,7 +101,7 @@ def line_chart(
                 **style,
             )
         )
-    return _svg(parts, label, width, height)
+    return drawing(parts, label, width, height)
 
 
 def scatter(points: Sequence[tuple[int, float, float, str]], label: str, x_label: str, y_label: str) -> Html:
@@ -159,23 +159,23 @@ def bar_chart(groups: Sequence[BarGroup], chance: float | None, label: str) -> H
         y += 16 if group.published else 0
         rows = len(group.bars) + bool(group.published)
         parts.append(
-            _text(
-                _cut(group.task, 30), left - 10, start + 9.5 * rows + 3 - (2 if group.published else 0), "end", ink=True
+            axis_text(
+                cut(group.task, 30), left - 10, start + 9.5 * rows + 3 - (2 if group.published else 0), "end", ink=True
             )
         )
         y += 10
     grid = []
     for tick in round_ticks(low, high):
         grid.append(element("line", x1=px(tick), x2=px(tick), y1=4, y2=y - 4, stroke="var(--rule)"))
-        grid.append(_text(number(tick, 3), px(tick), y + 10, "middle"))
+        grid.append(axis_text(number(tick, 3), px(tick), y + 10, "middle"))
     if chance is not None:
         grid.append(
             element(
                 "line", x1=px(chance), x2=px(chance), y1=2, y2=y - 2, stroke="var(--second)", stroke_dasharray="4 3"
             )
         )
-        grid.append(_text("chance", px(chance), y + 22, "middle"))
-    return _svg([*grid, *parts], label, width, y + 28)
+        grid.append(axis_text("chance", px(chance), y + 22, "middle"))
+    return drawing([*grid, *parts], label, width, y + 28)
 
 
 def _bar(bar: Bar, px: Callable[[float], float], base: float, y: float, width: float) -> list[Html]:
@@ -194,7 +194,7 @@ def _bar(bar: Bar, px: Callable[[float], float], base: float, y: float, width: f
         element("circle", cx=px(run), cy=middle, r=2, fill=colour(bar.arm), stroke="var(--card)", stroke_width=0.6)
         for run in bar.runs
     ]
-    parts.append(_text(f"{bar.mean:.3f}", width - 6, middle + 3.5, "end", ink=True))
+    parts.append(axis_text(f"{bar.mean:.3f}", width - 6, middle + 3.5, "end", ink=True))
     return parts
 
 
@@ -203,74 +203,6 @@ def diamond(x: float, y: float, title: str = "") -> Html:
     words = [element("title", title)] if title else []
     points = f"{x},{y - 4.5} {x + 4.5},{y} {x},{y + 4.5} {x - 4.5},{y}"
     return element("polygon", words, points=points, fill="var(--card)", stroke="var(--soft)", stroke_width=1.3)
-
-
-def radar_chart(
-    tasks: Sequence[str],
-    polygons: Sequence[tuple[int, Sequence[float]]],
-    band: tuple[Sequence[float], Sequence[float]] | None,
-    anchor: Sequence[float] | None,
-    label: str,
-) -> Html:
-    """One axis a task, one polygon a run (arm, value by task), AUROC from the centre to 1 at the rim.
-
-    `band`: lowest and highest published value of each task, a grey ring; `anchor`: one published model, dashed.
-    """
-    width, height, radius = 560, 370, 140
-    cx, cy = width / 2, height / 2
-    values = [v for _, line in polygons for v in line] + list(band[0] if band else []) + list(anchor or [])
-    low = min(0.4, math.floor(min(values, default=0.5) * 10) / 10)
-
-    def at(task: int, value: float) -> tuple[float, float]:
-        angle = 2 * math.pi * task / len(tasks) - math.pi / 2
-        r = radius * max(value - low, 0) / (1 - low)
-        return round(cx + r * math.cos(angle), 2), round(cy + r * math.sin(angle), 2)
-
-    def path(line: Sequence[float]) -> str:
-        return " ".join(f"{x},{y}" for x, y in (at(n, value) for n, value in enumerate(line)))
-
-    parts: list[Html] = []
-    if band is not None:
-        rings = ["M" + path(line).replace(" ", "L") + "Z" for line in (band[1], band[0])]
-        parts.append(element("path", d="".join(rings), fill="var(--soft)", fill_opacity=0.2, fill_rule="evenodd"))
-    for ring in np.arange(math.ceil(low * 10 + 1e-9), 11) / 10:
-        style: dict[str, str | None] = {"stroke": "var(--second)" if abs(ring - 0.5) < 1e-9 else "var(--rule)"}
-        style["stroke_dasharray"] = "4 3" if abs(ring - 0.5) < 1e-9 else None
-        parts.append(element("polygon", points=path([float(ring)] * len(tasks)), fill="none", **style))
-    for n, task in enumerate(tasks):
-        x, y = at(n, 1.0)
-        parts.append(element("line", x1=cx, y1=cy, x2=x, y2=y, stroke="var(--rule)"))
-        dx, dy = (x - cx) / radius, (y - cy) / radius
-        anchor_word = "middle" if abs(dx) < 0.2 else "start" if dx > 0 else "end"
-        parts.append(_text(_cut(task, 24), x + 8 * dx, y + 8 * dy + 4 + 4 * dy, anchor_word, ink=True))
-    if anchor is not None:
-        parts.append(
-            element(
-                "polygon",
-                points=path(anchor),
-                fill="none",
-                stroke="var(--soft)",
-                stroke_width=1.4,
-                stroke_dasharray="5 3",
-            )
-        )
-    for arm, line in polygons:
-        style = {"stroke": colour(arm), "fill": colour(arm)}
-        parts.append(element("polygon", points=path(line), stroke_width=2, fill_opacity=0.08, **style))
-        parts += [
-            element(
-                "circle",
-                element("title", f"{tasks[n]}: {v:.3f}"),
-                cx=at(n, v)[0],
-                cy=at(n, v)[1],
-                r=3,
-                fill=colour(arm),
-            )
-            for n, v in enumerate(line)
-        ]
-    for ring in (0.5, 1.0):
-        parts.append(_text(f"{ring:g}", cx + 4, at(0, ring)[1] - 2, "start"))
-    return _svg(parts, label, width, height)
 
 
 def confusion_table(counts: npt.NDArray[np.int64], classes: Sequence[str], caption: str) -> Html:
@@ -304,14 +236,17 @@ def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _cut(text: str, most: int) -> str:
+def cut(text: str, most: int) -> str:
+    """At most `most` characters of a name."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _text(words: str, x: float, y: float, anchor: str, ink: bool = False) -> Html:
+def axis_text(words: str, x: float, y: float, anchor: str, ink: bool = False) -> Html:
+    """Words of an axis at (x, y); `anchor` start, middle or end; `ink`: as dark as running text."""
     style = "fill:var(--ink);font-size:11px" if ink else None
     return element("text", words, x=round(x, 2), y=round(y, 2), class_="axis", text_anchor=anchor, style=style)
 
 
-def _svg(parts: Sequence[Html], label: str, width: float, height: float) -> Html:
+def drawing(parts: Sequence[Html], label: str, width: float, height: float) -> Html:
+    """The parts as one picture; `label`: for readers aloud."""
     return element("svg", parts, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=label)

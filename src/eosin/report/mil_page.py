@@ -10,24 +10,13 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from eosin.errors import DataError
 from eosin.files import PathLike, write_text
-from eosin.report.mil_charts import (
-    Bar,
-    BarGroup,
-    Line,
-    bar_chart,
-    confusion_table,
-    diamond,
-    line_chart,
-    radar_chart,
-    scatter,
-)
-from eosin.report.mil_runs import MilRun, Row, confusion_of, kaplan_meier, name_arms, read_mil_run, roc_of
+from eosin.report.mil_charts import Bar, BarGroup, bar_chart, diamond
+from eosin.report.mil_curves import confusion_section, curves_section, outcome_section, roc_section
+from eosin.report.mil_radar import radar_chart
+from eosin.report.mil_runs import MilRun, Row, mean_auroc, name_arms, read_mil_run, tasks_with
 from eosin.report.mil_tables import (
     conditions_section,
     counts_section,
@@ -51,7 +40,6 @@ _CHANCE = {"auroc": 0.5, "c_index": 0.5}
 ANCHOR = "EXAONE Path 2.0"
 _ENDS = ("ci_low", "ci_high")
 _LEAST_RADAR = 3
-_SHOWN_CURVES = 24  # training curves a chart
 
 
 def write_mil_page(folders: PathLike | Sequence[PathLike], out: PathLike | None = None, *, command: str = "") -> Path:
@@ -72,11 +60,11 @@ def write_mil_page(folders: PathLike | Sequence[PathLike], out: PathLike | None 
         _radar_section(runs, legend),
         scores_section(runs),
         differences_section(runs),
-        _roc_section(runs, legend),
-        _confusion_section(runs),
-        _outcome_section(runs, legend),
+        roc_section(runs, legend),
+        confusion_section(runs),
+        outcome_section(runs, legend),
         counts_section(runs),
-        _curves_section(runs, legend),
+        curves_section(runs, legend),
         conditions_section(runs),
         reproduce_section(runs, command),
     ]
@@ -136,14 +124,10 @@ def _runs_text(row: Row) -> str:
     return number(len(runs)) if isinstance(runs, list) else number(runs) if isinstance(runs, int) else ""
 
 
-def _tasks(runs: Sequence[MilRun], metric: str) -> list[str]:
-    return list(dict.fromkeys(task for run in runs for task in run.tasks if run.row(task, metric) is not None))
-
-
 def _bars_section(runs: Sequence[MilRun], legend: Html) -> Section:
     body: list[Html] = []
     for metric, title in METRICS.items():
-        groups = [group for task in _tasks(runs, metric) if (group := _group(runs, task, metric)).bars]
+        groups = [group for task in tasks_with(runs, metric) if (group := _group(runs, task, metric)).bars]
         if not groups:
             continue
         body.append(element("h3", title))
@@ -197,11 +181,11 @@ def _diamond_note() -> Html:
 
 
 def _radar_section(runs: Sequence[MilRun], legend: Html) -> Section:
-    full = [task for task in _tasks(runs, "auroc") if all(_mean(run, task) is not None for run in runs)]
+    full = [task for task in tasks_with(runs, "auroc") if all(mean_auroc(run, task) is not None for run in runs)]
     if len(full) < _LEAST_RADAR:
         missing = f"a radar needs AUROC of at least {_LEAST_RADAR} tasks in every folder."
         return Section("radar", "Radar", missing=missing)
-    polygons = [(run.arm, [_mean(run, task) or 0.0 for task in full]) for run in runs]
+    polygons = [(run.arm, [mean_auroc(run, task) or 0.0 for task in full]) for run in runs]
     known = [published_scores(task, "auroc") for task in full]
     band = ([min(k.values()) for k in known], [max(k.values()) for k in known]) if all(known) else None
     anchor = [k[ANCHOR] for k in known] if all(ANCHOR in k for k in known) else None
@@ -211,141 +195,3 @@ def _radar_section(runs: Sequence[MilRun], legend: Html) -> Section:
         words += f" Grey: range of the published models, dashed grey: {ANCHOR} (published; other slides and pipeline)."
     figure = element("figure", drawing, class_="chart", style="max-width:44rem")
     return Section("radar", "Radar", words, [legend, figure])
-
-
-def _mean(run: MilRun, task: str) -> float | None:
-    row = run.row(task, "auroc")
-    return float(row["mean"]) if row is not None and isinstance(row.get("mean"), int | float) else None
-
-
-def _roc_section(runs: Sequence[MilRun], legend: Html) -> Section:
-    charts = []
-    for task in _tasks(runs, "auroc"):
-        classes = next((run.classes(task) for run in runs if run.classes(task)), [])
-        for positive in classes[1:] if len(classes) == 2 else classes:
-            lines = []
-            for run in runs:
-                roc = roc_of(run.tested(task), positive)
-                if roc is not None:
-                    lines += [Line(run.arm, x, y, thin=True) for x, y in roc.runs if len(roc.runs) > 1]
-                    lines.append(Line(run.arm, roc.x, roc.mean, run.name, dash=run.arm // 8))
-            if lines:
-                name = f"ROC of {task}, {positive}"
-                frame = line_chart(lines, name, "false positive rate", "true positive rate", (0, 1), (0, 1), True, True)
-                two = len(classes) == 2
-                title = task if two else f"{task}: {positive} or not"
-                charts.append(_chart(title, frame, f"positive: {positive}", _area(runs, task) if two else ""))
-    how = (
-        "A thin line is one seed or fold on the test bags, the thick one their mean at equal false positive rates; its "
-        "area is close to, not the same as, the mean AUROC of the table."
-    )
-    body = [legend, element("div", charts, class_="charts")] if charts else []
-    return Section("roc", "ROC", how, body, "predictions.csv has no class probabilities of test bags.")
-
-
-def _area(runs: Sequence[MilRun], task: str) -> str:
-    return f"AUROC {_mean(runs[0], task):.3f}" if len(runs) == 1 and _mean(runs[0], task) is not None else ""
-
-
-def _chart(title: str, drawing: Html, caption: str, value: str = "") -> Html:
-    head = element("header", element("b", title), element("span", value, class_="number") if value else "")
-    return element("figure", head, drawing, element("figcaption", caption) if caption else "", class_="chart")
-
-
-def _confusion_section(runs: Sequence[MilRun]) -> Section:
-    tables = []
-    for task in dict.fromkeys(task for run in runs for task in run.tasks):
-        for run in runs:
-            classes = run.classes(task)
-            counts = confusion_of(run.tested(task), classes)
-            if counts is not None:
-                tables.append(confusion_table(counts, classes, f"{task} · {run.name}" if len(runs) > 1 else task))
-    how = (
-        "Test bags by true and by most probable class, probabilities averaged over seeds; shares are of the row. Where "
-        "one class is rare, most bags may fall into the other at a good AUROC: the cut at ½ is not a chosen one."
-    )
-    style = "display:flex;flex-wrap:wrap;gap:1.2rem 2.4rem"
-    body = [element("div", tables, style=style)] if tables else []
-    return Section("confusion", "Confusion", how, body, "predictions.csv has no class probabilities of test bags.")
-
-
-def _outcome_section(runs: Sequence[MilRun], legend: Html) -> Section:
-    charts = []
-    for task in _tasks(runs, "r2"):
-        points = []
-        for run in runs:
-            table = run.tested(task)
-            if {"value", "label"} <= set(table.columns):
-                known = table.assign(label=table["label"].astype(float)).dropna(subset=["value", "label"])
-                points += [(run.arm, float(r.label), float(r.value), run.name) for r in known.itertuples()]
-        if points:
-            charts.append(_chart(task, scatter(points, f"{task}: predicted against true", "true", "predicted"), ""))
-    for task in _tasks(runs, "c_index"):
-        charts += [chart for run in runs if (chart := _survival_chart(run, task, len(runs) > 1)) is not None]
-    how = "Regression: predicted against true, dashed where equal. Survival: test bags, split at the median risk."
-    body = [legend, element("div", charts, class_="charts")] if charts else []
-    return Section("outcome", "Regression and survival", how, body, "no task of that kind.")
-
-
-def _survival_chart(run: MilRun, task: str, named: bool) -> Html | None:
-    table = run.tested(task)
-    if not {"risk", "time", "event"} <= set(table.columns):
-        return None
-    bag = "slide" if "slide" in table and table["slide"].notna().all() else "patient"
-    merged = table.dropna(subset=["risk", "time", "event"]).groupby(bag)[["risk", "time", "event"]].mean()
-    high = merged["risk"] > merged["risk"].median()
-    if merged.empty or high.all() or not high.any():
-        return None
-    lines = []
-    for dash, (words, chosen) in enumerate((("risk up to the median", ~high), ("higher risk", high))):
-        part = merged[chosen]
-        x, y = kaplan_meier(part["time"].to_numpy(float), part["event"].to_numpy(float))
-        lines.append(Line(run.arm, x, y, f"{words}, {len(part)} bags", dash=dash))
-    most = float(merged["time"].max())
-    frame = line_chart(lines, f"{task}: survival by predicted risk", "time", "without event", (0, most), (0, 1))
-    title = f"{task} · {run.name}" if named else task
-    return _chart(title, frame, "solid: risk up to the median, dashed: above (Kaplan-Meier)")
-
-
-def _curves_section(runs: Sequence[MilRun], legend: Html) -> Section:
-    charts = []
-    for run in runs:
-        for (task, quantity), lines in curves_of(run.curves).items():
-            shown = [
-                Line(run.arm, x, y, f"{name}, {part}", thin=True, dash=0 if part == "train" else 1)
-                for name, part, x, y in lines[: 2 * _SHOWN_CURVES]
-            ]
-            values = [v for line in shown for v in line.y if np.isfinite(v)]
-            if values:
-                most = max(max(line.x, default=1) for line in shown)
-                low, high = min(values), max(values)
-                pad = 0.05 * (high - low) or 0.5
-                ranges = ((1 if most > 1 else 0, most), (low - pad, high + pad))
-                title = " · ".join(filter(None, (task, run.name if len(runs) > 1 else "", quantity)))
-                charts.append(_chart(title, line_chart(shown, f"{title} by epoch", "epoch", quantity, *ranges), ""))
-    how = (
-        "A line is one seed or fold: solid training, dashed validation bags. Validation rising while training falls is "
-        "overfitting; the epoch of the lowest validation loss is kept."
-    )
-    body = [legend, element("div", charts, class_="charts")] if charts else []
-    return Section("curves", "Training curves", how, body, "curves.json has no curve.")
-
-
-CurveLine = tuple[str, str, list[float], list[float]]
-
-
-def curves_of(curves: Any) -> dict[tuple[str, str], list[CurveLine]]:
-    """Training curves by task and quantity: (run, "train" | "val", epochs, values).
-
-    curves.json: a list of runs {task, seed, fold, epochs: [{epoch, train, val}]}; `train` and `val` are losses.
-    """
-    found: dict[tuple[str, str], list[CurveLine]] = {}
-    for run in curves if isinstance(curves, list) else []:
-        rows = run.get("epochs") or []
-        name = f"seed {run.get('seed', 0)}, fold {run.get('fold', 0)}"
-        for part in ("train", "val"):
-            known = [row for row in rows if isinstance(row.get(part), int | float)]
-            if known:
-                points = [float(row["epoch"]) for row in known], [float(row[part]) for row in known]
-                found.setdefault((str(run.get("task", "")), "loss"), []).append((name, part, *points))
-    return found

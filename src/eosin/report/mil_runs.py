@@ -135,6 +135,17 @@ def name_arms(runs: Sequence[MilRun]) -> None:
             run.name = f"{run.name} · {run.folder.name}"
 
 
+def tasks_with(runs: Sequence[MilRun], metric: str) -> list[str]:
+    """Tasks that any run was judged on by `metric`."""
+    return list(dict.fromkeys(task for run in runs for task in run.tasks if run.row(task, metric) is not None))
+
+
+def mean_auroc(run: MilRun, task: str) -> float | None:
+    """AUROC of a task, mean over seeds or folds."""
+    row = run.row(task, "auroc")
+    return float(row["mean"]) if row is not None and isinstance(row.get("mean"), int | float) else None
+
+
 class Roc(NamedTuple):
     """ROC curves of one class against the rest: of each run, and their mean at equal false positive rates."""
 

@@ -1,17 +1,15 @@
 """Checkpoints: everything a run needs to go on exactly, on any number of processes; read without running any pickle.
 
 A checkpoint is a folder: safetensors files written by torch.distributed.checkpoint, each process its part, and
-state.json (step, identity), which is written last. Files are written while training goes on, into a folder that gets
-its name only when it is complete. Knows nothing of the step.
+state.json (step, identity, files), which is written last. Files are written while training goes on, into a folder that
+gets its name only when it is complete. Knows nothing of the step.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,31 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from eosin.distributed import World, checkpoint_group
-from eosin.errors import EosinError, OutputError, ResumeError, TrainingStopped
+from eosin.errors import OutputError, ResumeError, TrainingStopped
 from eosin.files import write_json
 from eosin.runs import RunFolder
+from eosin.training.checkpoint_files import (
+    OpenCheckpoint,
+    one_line,
+    open_checkpoint,
+    prune_checkpoints,
+    remove_torn_checkpoints,
+)
+from eosin.training.checkpoint_shards import ShardFile, ShardWriter
 from eosin.training.networks import Networks
+
+__all__ = [
+    "CheckpointWriter",
+    "average_encoder_state",
+    "load_checkpoint",
+    "load_encoder_state",
+    "load_networks",
+    "remove_torn_checkpoints",
+    "training_state",
+]
 
 NETWORKS, OPTIMIZER = "networks.", "optimizer."
 STEPS = f"{OPTIMIZER}steps"
@@ -34,13 +50,13 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints, one at a time, in the background."""
+    """Writes a run's checkpoints, one at a time, in the background. All processes call it at the same steps."""
 
     def __init__(self, run: RunFolder, networks: Networks, optimizer: torch.optim.Optimizer) -> None:
         self._run, self._networks, self._optimizer = run, networks, optimizer
         self._world = World.here()
         self._writing: Future[Any] | None = None
-        self._then: Callable[[], None] = lambda: None
+        self._folder = self._temporary = run.checkpoints
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -53,56 +69,44 @@ class CheckpointWriter:
     def start(self, step: int, state: dict[str, Any], keep_last: int, keep_every: int | None) -> None:
         """Copy the state after `step` steps and begin to write it; older checkpoints go when it is complete.
 
-        Waits for the checkpoint before it. Raises OutputError (disk full …); earlier checkpoints stay.
+        Waits for the checkpoint before it. Raises OutputError (disk full …), on all processes; earlier checkpoints
+        stay.
         """
         self.finish()
-        folder = self._run.checkpoint(step)
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        if self._world.is_first:
-            _made_empty(temporary)
-        self._world.barrier()
+        self._folder = folder = self._run.checkpoint(step)
+        self._temporary = temporary = folder.with_name(f".{folder.name}.tmp")
+        self._world.from_first(lambda: _make_empty(temporary))
 
-        def complete() -> None:
-            if self._world.is_first:
-                write_json(temporary / "state.json", {"step": step, **state})
-                _replace(temporary, folder)
-                prune_checkpoints(self._run, keep_last, keep_every)
+        def complete(files: list[ShardFile]) -> None:
+            told = {"step": step, **state, "files": {file.name: file.told() for file in files}}
+            write_json(temporary / "state.json", told)
+            _replace(temporary, folder)
+            prune_checkpoints(self._run, keep_last, keep_every)
 
-        self._then = complete
-        with _one_line(folder):
+        with one_line(OutputError, f"cannot write {folder}"):
             self._writing = dcp.async_save(
                 training_state(self._networks, self._optimizer),
-                storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True),
+                storage_writer=ShardWriter(temporary, complete),
                 process_group=checkpoint_group(),
                 no_dist=self._world.size == 1,
             )
 
     def poll(self) -> None:
-        """Complete the checkpoint that is being written, if its files are there."""
-        if self._writing is not None and self._writing.done():
+        """Raise what went wrong with the checkpoint that is being written, on all processes at the same step."""
+        if self._writing is not None and not self._world.any(not self._writing.done()):
             self.finish()
 
     def finish(self) -> None:
-        """Wait until the checkpoint that is being written is complete. Raises OutputError."""
+        """Wait until the checkpoint that is being written is complete. Raises OutputError, on all processes."""
         writing, self._writing = self._writing, None
-        if writing is not None:
-            with _one_line(self._run.checkpoints):
+        if writing is None:
+            return
+        try:
+            with one_line(OutputError, f"cannot write {self._folder}"):
                 writing.result()
-                self._then()
-
-
-class _one_line:
-    """Turns what torch, safetensors and the disk raise into OutputError."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, EosinError):
-            raise OutputError(f"cannot write {self._path}: {_line(error)}") from error
+        except OutputError:
+            shutil.rmtree(self._temporary, ignore_errors=True)  # a full disk is no place for what never was complete
+            raise
 
 
 def training_state(networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -133,22 +137,20 @@ def load_checkpoint(run: RunFolder, step: int, networks: Networks, optimizer: to
 
     Returns state.json. Raises ResumeError, and leaves both as they are where the checkpoint does not fit.
     """
-    folder = run.checkpoint(step)
+    checkpoint = open_checkpoint(run.checkpoint(step), World.here())
     state = training_state(networks, optimizer)
-    _read_into(state, folder)
+    _read_into(state, checkpoint, World.here())
     for count, (_, parameter) in zip(state[STEPS].unbind(), _learning(networks), strict=True):
         optimizer.state[parameter]["step"].copy_(count)
-    try:
-        told: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from error
-    return told
+    return checkpoint.state
 
 
 def load_networks(folder: Path, networks: Networks) -> None:
     """Student, teacher and centers of a checkpoint into `networks`; the optimiser starts anew. Raises ResumeError."""
     state = {f"{NETWORKS}{name}": value for name, value in networks.state_dict().items()}
-    _read_into(state, folder, part=NETWORKS, advice="start from a run of the same encoder and heads")
+    checkpoint = open_checkpoint(folder, World.here())
+    advice = "start from a run of the same encoder and heads"
+    _read_into(state, checkpoint, World.here(), part=NETWORKS, advice=advice)
 
 
 def load_encoder_state(run: RunFolder, step: int | None = None, student: bool = False) -> tuple[int, dict[str, Tensor]]:
@@ -163,10 +165,10 @@ def load_encoder_state(run: RunFolder, step: int | None = None, student: bool = 
     if chosen not in steps:
         raise ResumeError(f"{run.root} has no checkpoint of step {chosen}; there are {', '.join(map(str, steps))}")
     prefix = f"{NETWORKS}{'student' if student else 'teacher'}.encoder."
-    folder = run.checkpoint(chosen)
-    held = _tensors_in(folder)
-    state = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in held.items() if name.startswith(prefix)}
-    _read_into(state, folder, part=prefix, alone=True)
+    checkpoint = open_checkpoint(run.checkpoint(chosen))
+    held = {name: told for name, told in checkpoint.tensors.items() if name.startswith(prefix)}
+    state = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in held.items()}
+    _read_into(state, checkpoint, World(), part=prefix)
     return chosen, {name.removeprefix(prefix): value for name, value in state.items()}
 
 
@@ -181,51 +183,30 @@ def average_encoder_state(run: RunFolder, count: int, student: bool = False) -> 
 
 def _read_into(
     state: dict[str, Tensor],
-    folder: Path,
+    checkpoint: OpenCheckpoint,
+    world: World,
     part: str = "",
-    alone: bool = False,
     advice: str = "give another -o or --fresh",
 ) -> None:
     """Fill the tensors of `state` from those of a checkpoint whose names begin with `part`.
 
-    alone: read in this process only. advice: for the line of ResumeError where names or shapes differ.
+    world: the processes that read together. advice: for the line of ResumeError where names or shapes differ.
     """
-    held = {name: shape for name, (shape, _) in _tensors_in(folder).items() if name.startswith(part)}
+    held = {name: shape for name, (shape, _) in checkpoint.tensors.items() if name.startswith(part)}
     if held != {name: tuple(value.shape) for name, value in state.items()}:
         different = sorted(set(held) ^ set(state)) or [n for n in held if held[n] != tuple(state[n].shape)]
-        raise ResumeError(f"{folder} does not fit this recipe's networks ({different[0]}); {advice}")
-    try:
+        raise ResumeError(f"{checkpoint.folder} does not fit this recipe's networks ({different[0]}); {advice}")
+    with one_line(ResumeError, f"cannot read {checkpoint.folder}"):
         dcp.load(
             state,
-            storage_reader=HuggingFaceStorageReader(str(folder)),
-            process_group=None if alone else checkpoint_group(),
-            no_dist=alone or World.here().size == 1,
+            storage_reader=HuggingFaceStorageReader(str(checkpoint.folder)),
+            process_group=checkpoint_group() if world.size > 1 else None,
+            no_dist=world.size == 1,
         )
-    except Exception as error:  # torch and safetensors raise many kinds; the user needs one line
-        raise _unreadable(folder, error) from error
 
 
-def _tensors_in(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Name → (whole shape, dtype) of what a checkpoint holds, from its files' headers."""
-    try:
-        metadata = HuggingFaceStorageReader(str(folder)).read_metadata()
-    except Exception as error:  # torch and safetensors raise many kinds; the user needs one line
-        raise _unreadable(folder, error) from error
-    return {name: (tuple(told.size), told.properties.dtype) for name, told in metadata.state_dict_metadata.items()}
-
-
-def _unreadable(folder: Path, error: BaseException) -> ResumeError:
-    return ResumeError(f"{folder} is damaged ({_line(error)}); move it away to go on from an earlier checkpoint")
-
-
-def _line(error: BaseException) -> str:
-    """The last line that says something: torch wraps what went wrong into pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-def _made_empty(folder: Path) -> None:
-    with _one_line(folder):
+def _make_empty(folder: Path) -> None:
+    with one_line(OutputError, f"cannot write {folder}"):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
@@ -237,17 +218,3 @@ def _replace(temporary: Path, folder: Path) -> None:
         os.replace(folder, old)
     os.replace(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def prune_checkpoints(run: RunFolder, keep_last: int, keep_every: int | None) -> None:
-    """Remove all but the newest `keep_last` checkpoints and those at multiples of `keep_every`."""
-    for step in run.steps()[:-keep_last]:
-        if keep_every is None or step % keep_every:
-            shutil.rmtree(run.checkpoint(step), ignore_errors=True)
-
-
-def remove_torn_checkpoints(run: RunFolder) -> None:
-    """Remove what a killed save left behind: it never became a checkpoint."""
-    for pattern in (".step_*.tmp", ".step_*.old"):
-        for folder in run.checkpoints.glob(pattern):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ from typing import Any
 from eosin.errors import ResumeError
 from eosin.features import export_model
 from eosin.models import ViT
+from eosin.models.zoo import licence_of
 from eosin.training.checkpoint import average_encoder_state, load_encoder_state
 from eosin.training.prepare import open_run
 
@@ -37,7 +38,10 @@ def export_run(
         taken, state = load_encoder_state(folder, step, student)
         steps = [taken]
     vit = ViT(recipe.encoder)
-    vit.load_state_dict(state)
+    try:
+        vit.load_state_dict(state)
+    except RuntimeError as error:
+        raise ResumeError(f"the checkpoints of {folder.root} do not fit its recipe.yaml; has that changed?") from error
     scales = recipe.tiles.mpp
     info: dict[str, Any] = {
         "name": recipe.name,
@@ -55,6 +59,8 @@ def export_run(
         info["averaged_steps"] = steps
     if recipe.start == "random":
         info["start_licence"] = "none needed: trained from random weights"
+    elif (licence := licence_of(recipe.start)) is not None:
+        info["start_licence"] = licence
     if scores:
         info["scores"] = scores
     return export_model(

@@ -8,8 +8,9 @@ same evaluation code as `eosin eval`. Several processes share the work and make 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from copy import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from eosin.evaluation.judge import judge, row_of
 from eosin.evaluation.protocols import find_protocols
 from eosin.evaluation.tasks import Task
 from eosin.features import embed_images, label_free
-from eosin.features.encoder import VitEncoder
+from eosin.features.encoder import Features, VitEncoder
 from eosin.files import atomic_path
 from eosin.models import Scores
 from eosin.objectives.precision import at_least_fp32
@@ -76,6 +77,10 @@ def keep_sample(batch: TileBatch, recipe: Recipe, run: RunFolder) -> None:
         np.savez_compressed(handle, allow_pickle=False, **arrays)
 
 
+class CutShort(Exception):
+    """The run stops, and there is no time left to watch. In all processes alike."""
+
+
 class Monitor:
     """Looks at the teacher, on the watched tiles and on labelled probes. Every process calls it alike."""
 
@@ -86,14 +91,17 @@ class Monitor:
         self._tasks = tasks
 
     @torch.no_grad()
-    def measure(self, networks: Networks, temperature: float) -> dict[str, float]:
+    def measure(
+        self, networks: Networks, temperature: float, stopping: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """The numbers of the teacher as it stands; in the first process, the others get none.
 
         rankme, odcorr, uniformity of its CLS; teacher_entropy and prototypes_used (`Use`) of its DINO scores at
         `temperature`, that of its targets, and with `/ibot` behind the name of its iBOT scores; `knn`, or `knn/NAME`
-        where there are several probes.
+        where there are several probes. Where `stopping`, asked before each batch, says so in any process, all raise
+        CutShort.
         """
-        world, encoder = World.here(), teacher_encoder(networks, self._recipe)
+        world, encoder = World.here(), teacher_encoder(networks, self._recipe, stopping)
         z, uses = self._embed(networks, encoder, temperature)
         accuracies = {name: knn_accuracy(task, encoder) for name, task in self._tasks.items()}
         if not world.is_first:
@@ -192,10 +200,24 @@ def knn_accuracy(task: Task, encoder: VitEncoder) -> float:
     return float(row_of(task, protocol, judge(task, features, protocol))["mean"]) if world.is_first else math.nan
 
 
-def teacher_encoder(networks: Networks, recipe: Recipe) -> VitEncoder:
+class _Stoppable(VitEncoder):
+    """The teacher as long as the run goes on: CutShort where it stops, in all processes at the same batch."""
+
+    def __init__(self, networks: Networks, stopping: Callable[[], bool], **identity: Any) -> None:
+        super().__init__(networks.teacher.encoder, **identity)
+        self._stopping = stopping
+
+    def features(self, images: Tensor) -> Features:
+        if World.here().any(self._stopping()):
+            raise CutShort
+        return super().features(images)
+
+
+def teacher_encoder(networks: Networks, recipe: Recipe, stopping: Callable[[], bool] = lambda: False) -> VitEncoder:
     """The teacher as it will be exported: CLS token, the recipe's global size and normalisation."""
-    return VitEncoder(
-        networks.teacher.encoder,
+    return _Stoppable(
+        networks,
+        stopping,
         name=recipe.name,
         width=recipe.encoder.width,
         input_size=recipe.views.global_px,

@@ -6,9 +6,10 @@ randomness is keyed by the step, so a checkpoint holds weights and optimiser onl
 
 from __future__ import annotations
 
-import json
 import os
+import secrets
 import shutil
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from eosin.training.recipe import Recipe, load_recipe, recipe_text
 from eosin.training.start import start_networks
 
 TIMED_STEPS = 4  # steps measured to find how many fit into `run.minutes`
+SHARED_SECONDS = 10.0
+"""How long storage may take to show one machine what another has written."""
 
 
 @dataclass
@@ -65,8 +68,7 @@ def prepare(
     world = World.here()
     check_split(recipe, world.size)
     identity = _identity(recipe, plan, device)
-    known = None if fresh else _known_identity(folder, identity, accept_changed)
-    saved = [] if known is None else folder.steps()
+    known, saved = world.from_first(lambda: _what_is_there(folder, identity, fresh, accept_changed))
     networks = Networks(recipe)
     if not saved:
         say(start_networks(networks, recipe.start))
@@ -76,21 +78,64 @@ def prepare(
     identity["steps"] = (
         known["steps"] if known and same else world.first(_steps_that_fit(recipe, plan, device, identity))
     )
-    world.barrier()  # nobody removes what another is still looking at
-    if world.is_first:
-        remove_torn_checkpoints(folder)
-        if not saved:
-            _clear(folder)
-        if identity != known:
-            write_text(folder.recipe, recipe_text(recipe, marks))
-            write_json(folder.identity, identity)
-    if saved:
-        state = load_checkpoint(folder, saved[-1], networks, optimizer)
-        say(f"resuming {folder.root} at step {state['step']}")
-    world.barrier()
-    schedules = make_schedules(recipe.optim, identity["steps"], recipe.run.batch)
     step = saved[-1] if saved else 0
+    if step > identity["steps"]:
+        raise ResumeError(
+            f"{folder.root} has done {step} steps, more than the {identity['steps']} of this recipe; "
+            "choose another -o, or --fresh to start anew"
+        )
+    if saved:
+        state = load_checkpoint(folder, step, networks, optimizer)
+        say(f"resuming {folder.root} at step {state['step']}")
+    world.barrier()  # nobody removes what another is still looking at
+    text = recipe_text(recipe, marks)
+    world.from_first(lambda: _set_up(folder, identity, text, step))
+    schedules = make_schedules(recipe.optim, identity["steps"], recipe.run.batch)
     return Run(recipe, plan, folder, networks, optimizer, schedules, parallel, identity, step)
+
+
+def check_shared(root: Path) -> None:
+    """Prove that every process sees what the first one writes into `root`. Raises OutputError, one line, in all."""
+    world = World.here()
+    if world.size == 1:
+        return
+    # Another name each time: storage may remember for a while that a file was missing.
+    path = root / world.first(f".shared.{secrets.token_hex(8)}")
+
+    def see() -> None:
+        deadline = time.monotonic() + SHARED_SECONDS
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise OutputError(
+                    f"the run folder {root} has to be shared by all machines: {socket.gethostname()} does not see what "
+                    "the first one writes there"
+                )
+            time.sleep(0.05)
+
+    try:
+        world.from_first(lambda: write_text(path, ""))
+        world.agree(see)
+    finally:
+        if world.is_first:
+            path.unlink(missing_ok=True)
+
+
+def _what_is_there(
+    folder: RunFolder, identity: dict[str, Any], fresh: bool, accept_changed: bool
+) -> tuple[dict[str, Any] | None, list[int]]:
+    """identity.json of an earlier start that this one goes on from, and the steps saved; None and [] without one."""
+    known = _known_identity(folder, identity, fresh, accept_changed)
+    return known, [] if known is None else folder.steps()
+
+
+def _set_up(folder: RunFolder, identity: dict[str, Any], text: str, step: int) -> None:
+    """Bring the folder to where the run goes on from. A complete run keeps what it says of itself."""
+    remove_torn_checkpoints(folder)
+    if step == 0:
+        _clear(folder)
+    if step < identity["steps"]:
+        write_json(folder.identity, identity)
+        write_text(folder.recipe, text)
 
 
 def _identity(recipe: Recipe, plan: TilePlan, device: torch.device) -> dict[str, Any]:
@@ -110,8 +155,10 @@ def _identity(recipe: Recipe, plan: TilePlan, device: torch.device) -> dict[str,
     }
 
 
-def _known_identity(folder: RunFolder, identity: dict[str, Any], accept_changed: bool) -> dict[str, Any] | None:
-    """identity.json of an earlier start, None without one.
+def _known_identity(
+    folder: RunFolder, identity: dict[str, Any], fresh: bool, accept_changed: bool
+) -> dict[str, Any] | None:
+    """identity.json of an earlier start, None without one, or where a `fresh` one takes its place.
 
     Raises ResumeError where it belongs to another recipe, other tiles or another precision, and OutputError where the
     folder holds what no run of ours wrote.
@@ -120,7 +167,9 @@ def _known_identity(folder: RunFolder, identity: dict[str, Any], accept_changed:
         if foreign := folder.own_files():
             raise OutputError(f"{foreign[0]} is there, but no identity.json beside it; give a new folder with -o")
         return None
-    known: dict[str, Any] = json.loads(folder.identity.read_text())
+    known = folder.read_identity()
+    if fresh:
+        return None
     if not folder.steps() or accept_changed:
         return known
     for key, what in (
@@ -206,6 +255,6 @@ def open_run(path: str | os.PathLike[str]) -> tuple[RunFolder, Recipe, dict[str,
         raise ResumeError(f"{Path(path)} is not a run folder: it has no recipe.yaml and identity.json")
     try:
         recipe, _ = load_recipe(str(folder.recipe))
-        return folder, recipe, json.loads(folder.identity.read_text())
-    except (EosinError, ValueError) as error:
+        return folder, recipe, folder.read_identity()
+    except EosinError as error:
         raise ResumeError(f"{Path(path)} cannot be read: {error}") from error

@@ -184,13 +184,21 @@ def pretrain_step(
         sums["loss/uniformity"], whole = pulls.value, whole + spread * pulls.value
 
     # 4. Clip, AdamW; teacher and centers follow.
+    grad_norm = descend(networks, optimizer, recipe, values)
+    move_centers(networks, dino_logits, ibot_logits, goal)
+    return {"loss": whole, **sums, "grad_norm": grad_norm}
+
+
+def descend(
+    networks: Networks, optimizer: torch.optim.Optimizer, recipe: Recipe, values: Mapping[str, float]
+) -> Tensor:
+    """Clip the gradients, let the optimiser step and the teacher follow; returns the norm before clipping."""
     grad_norm = clip_gradients(networks.student.parts, recipe.optim.clip, recipe.optim.clip_by)
     optimizer.step()
     if values["last_layer_frozen"] and recipe.optim.last_layer_freeze == "gradient":
         forget_last_layer(optimizer)
     update_teacher(networks.teacher, networks.student, values["momentum"])
-    move_centers(networks, dino_logits, ibot_logits, goal)
-    return {"loss": whole, **sums, "grad_norm": grad_norm}
+    return grad_norm
 
 
 def offset_of(logits: Sequence[Tensor], center: Tensor, goal: ObjectiveConfig, temperature: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from eosin.errors import CohortError, DataError, RecipeError
+from eosin.errors import CohortError, DataError, OutputError, RecipeError
 from eosin.progress import say
 from eosin.runs import RunFolder
 from eosin.slides import Cohort
@@ -35,6 +35,8 @@ def train(
     "run.batch=64"; probe: `NAME=PATH` of labelled tiles. Raises EosinError subclasses, one line each.
     """
     chosen, marks = load_recipe(recipe, list(set))
+    if fresh and any(os.path.exists(recipe) and os.path.samefile(recipe, path) for path in RunFolder(out).own_files()):
+        raise OutputError(f"--fresh would remove {recipe}, the recipe that is given; copy it to another place first")
     plan = tile_plan(chosen, cohort, tiles, mpp, where)
     return run_training(
         chosen,

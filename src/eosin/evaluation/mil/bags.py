@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import DataError
+from eosin.evaluation.mil.label_file import slide_name
 from eosin.evaluation.mil.labels import LabelTable, TaskLabels
 from eosin.files import PathLike
 from eosin.progress import progress_bar, say
 
 Features = npt.NDArray[np.float32]
+T = TypeVar("T")
 Group = Literal["slide", "patient", "average"]
 GROUPS: tuple[Group, ...] = ("slide", "patient", "average")
 EMBEDDING_FILE = "embedding.json"
@@ -55,7 +57,7 @@ class FeatureSource:
         if slide in self._kept:
             self._kept.move_to_end(slide)
             return self._kept[slide]
-        found = self._load(slide)[0]
+        found = self._load(slide)
         if found.nbytes <= self.budget:
             self._kept[slide] = found
             self._bytes += found.nbytes
@@ -71,7 +73,7 @@ class FeatureSource:
         width, first = 0, slides[0]
         with progress_bar("features", len(slides), "slide") as bar:
             for slide in slides:
-                features, _ = self._load(slide)
+                features = self._load(slide)
                 if features.ndim != 2 or not len(features):
                     raise DataError(f"slide {slide} in {self.root} has no tiles; embed it again or drop its labels")
                 if not np.isfinite(features).all():
@@ -95,10 +97,10 @@ class FeatureSource:
         self.info["width"] = width
         return found
 
-    def _load(self, slide: str) -> tuple[Features, str]:
-        """Features of a slide and the name or hash of the model that its file states ("" without)."""
+    def _load(self, slide: str) -> Features:
+        """Features of a slide; what its file states of the model goes into `info` and `models`."""
         if self.vectors:
-            return self.vectors[slide][None], ""
+            return self.vectors[slide][None]
         from eosin.features.h5 import read_features
 
         found = read_features(self.paths[slide])
@@ -109,7 +111,7 @@ class FeatureSource:
                 self.info.setdefault(key, stated[key])
         model = str(stated.get("model_hash") or stated.get("model") or "")
         self.models |= {model} - {""}
-        return np.asarray(found.features, dtype=np.float32), model
+        return np.asarray(found.features, dtype=np.float32)
 
 
 def open_features(path: PathLike, memory_gb: float = 8.0) -> FeatureSource:
@@ -131,7 +133,15 @@ def open_features(path: PathLike, memory_gb: float = 8.0) -> FeatureSource:
             break
     else:
         raise DataError(f"features {path}: no <slide>.h5, h5_files/ or pt_files/ there; run `eosin embed` first")
-    return FeatureSource(path, paths={file.stem: file for file in files}, info=_embedding(path), budget=budget)
+    names = [slide_name(file.stem) for file in files]
+    return FeatureSource(path, paths=_by_slide(path, names, files), info=_embedding(path), budget=budget)
+
+
+def _by_slide(path: Path, slides: Sequence[str], what: Sequence[T]) -> dict[str, T]:
+    """What there is of each slide; DataError where a slide is there twice."""
+    if repeated := [slide for slide, count in Counter(slides).items() if count > 1]:
+        raise DataError(f"slide features {path} hold {repeated[0]} twice; one file or vector a slide")
+    return dict(zip(slides, what, strict=True))
 
 
 def _embedding(folder: Path) -> dict[str, Any]:
@@ -155,13 +165,11 @@ def _vectors(path: Path) -> dict[str, Features]:
         raise DataError(f"cannot read slide features {path}: {error}") from error
     if not {"slide", "vector"} <= set(table.column_names):
         raise DataError(f"slide features {path} need columns slide and vector, found {', '.join(table.column_names)}")
-    slides = [str(slide) for slide in table["slide"].to_pylist()]
-    if repeated := sorted({slide for slide in slides if slides.count(slide) > 1}):
-        raise DataError(f"slide features {path} list {repeated[0]} twice; one vector a slide")
-    return {
-        slide: np.asarray(vector if vector is not None else [], dtype=np.float32)
-        for slide, vector in zip(slides, table["vector"].to_pylist(), strict=True)
-    }
+    slides = [slide_name(str(slide)) for slide in table["slide"].to_pylist()]
+    vectors = [
+        np.asarray(vector if vector is not None else [], dtype=np.float32) for vector in table["vector"].to_pylist()
+    ]
+    return _by_slide(path, slides, vectors)
 
 
 def _plain(value: Any) -> Any:
@@ -212,6 +220,9 @@ def make_bags(source: FeatureSource, table: LabelTable, group: Group) -> Bags:
     if missing:
         listed = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         line = f"{len(missing)} of {len(table)} labelled slides have no features in {source.root}: {listed}"
+        other_case = {slide.casefold(): slide for slide in known}
+        if near := next((slide for slide in missing if slide.casefold() in other_case), None):
+            line += f"; {near} differs from {other_case[near.casefold()]} in upper and lower case"
         if not len(rows):
             raise DataError(f"{line}; there {source.slides[0]} is found: slide names must agree")
         say(line)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +26,34 @@ Scale = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Bags and the tasks that one head learns from them. `targets`: task -> [B] or [B, 2] as in `objectives`."""
+    """Bags and the tasks that one head learns from them. `targets`: task -> [B] or [B, 2] as in `objectives`.
+
+    `pool`: the head reads the mean or maximum of a bag alone, so this is taken once, not at every visit.
+    """
 
     name: str
     bags: Bags
     tasks: tuple[SlideTask, ...]
     targets: dict[str, npt.NDArray[Any]]
     weights: dict[str, float]
+    pool: Literal["", "mean", "max"] = ""
+    _pooled: dict[int, Features] = field(default_factory=dict)
     _moments: dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = field(default_factory=dict)
+
+    @property
+    def longest(self) -> int:
+        """Most tiles that `read` gives."""
+        return 1 if self.pool else int(self.bags.tiles.max())
+
+    def read(self, number: int) -> Features:
+        """Tiles of a bag as the head reads them: float32 [N, D], or [1, D] where they are pooled first."""
+        if not self.pool:
+            return self.bags.read(number)
+        if number not in self._pooled:
+            tiles = self.bags.read(number)
+            pooled = tiles.mean(axis=0, dtype=np.float64) if self.pool == "mean" else tiles.max(axis=0)
+            self._pooled[number] = pooled[None].astype(np.float32)
+        return self._pooled[number]
 
     def moments(self, number: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Mean and mean square [D] of the tiles of a bag."""

@@ -47,6 +47,7 @@ class Fitted:
     curve: list[dict[str, float]]
     best_epoch: int
     seconds: float
+    """Its share of the time that the runs in its stack took together."""
 
 
 @dataclass
@@ -59,6 +60,7 @@ class _Running:
     best_epoch: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def fit_runs(
@@ -76,18 +78,27 @@ def fit_runs(
 
 def check_cox(problem: Problem, runs: Sequence[Run], config: MilConfig) -> None:
     """Raise DataError where Cox's likelihood would have too few bags to compare."""
-    if config.train.survival == "cox" and any(task.loss == "cox" for task in problem.tasks):
+    if survival := [task for task in problem.tasks if task.loss == "cox"]:
         if config.train.batch < COX_BAGS:
             raise DataError(f"train.survival=cox compares bags: set train.batch to {COX_BAGS} or more, or use hazard")
-        if len(short := [run for run in runs if len(run.train) < COX_BAGS]):
-            raise DataError(f"train.survival=cox needs {COX_BAGS} training bags, fold {short[0].fold} has fewer")
+        for run in runs:
+            if len(run.train) < config.train.batch:
+                raise DataError(
+                    f"train.survival=cox needs {config.train.batch} training bags (train.batch),"
+                    f" fold {run.fold + 1} has {len(run.train)}"
+                )
+            unknown = max(int(np.isnan(problem.targets[task.name][run.train]).any(axis=1).sum()) for task in survival)
+            if config.train.batch - unknown < COX_BAGS:
+                raise DataError(
+                    f"train.survival=cox compares {COX_BAGS} labelled bags, and {unknown} bags of fold {run.fold + 1}"
+                    " have no survival label; raise train.batch by as many, or leave --joint"
+                )
 
 
 def stack_size(problem: Problem, config: MilConfig) -> int:
     """How many runs train together: their padded bags and hidden tile vectors within `stack_gb`; at least one."""
-    longest = int(problem.bags.tiles.max())
-    tiles = min(longest, config.train.max_tiles or longest)
-    hidden = 512 * 6  # what a gated attention head keeps of a tile for backward, in numbers
+    tiles = min(problem.longest, config.train.max_tiles or problem.longest)
+    hidden = 0 if problem.pool else 512 * 6  # what a gated attention head keeps of a tile for backward, in numbers
     return max(1, int(config.train.stack_gb * 2**30 / (config.train.batch * tiles * (problem.bags.width + hidden) * 4)))
 
 
@@ -104,7 +115,7 @@ def _fit_stack(
     keep: Callable[[Fitted], None],
     bar: Bar,
 ) -> None:
-    settings, started = config.train, time.perf_counter()
+    settings = config.train
     running = [_Running(run, fixed_of(problem, run, settings)) for run in runs]
     heads = [
         build_head(config.kind, problem.bags.width, problem.tasks, seed=new_head_seed(run), **config.head)
@@ -113,6 +124,7 @@ def _fit_stack(
     stack = StackedHeads(heads).to(device)
     adam = StackedAdam(list(stack.parameters()), settings.weight_decay, settings.optimizer == "adamw")
     for epoch in range(1, settings.epochs + 1):
+        started = time.perf_counter()
         losses = _epoch(problem, stack, adam, running, config, epoch, device)
         watched = _watch(problem, stack, running, device)
         for number, one in enumerate(running):
@@ -121,6 +133,7 @@ def _fit_stack(
                     f"{problem.name}, seed {one.run.seed}, fold {one.run.fold}: no finite loss in epoch {epoch};"
                     " lower train.lr, or set train.standardise=true"
                 )
+            one.seconds += (time.perf_counter() - started) / len(running)
             one.curve.append({"epoch": epoch, "train": losses[number], "val": watched[number]})
             if watched[number] < one.best:
                 one.best, one.best_epoch = watched[number], epoch
@@ -129,7 +142,7 @@ def _fit_stack(
         over = [epoch == settings.epochs or _stops(one, epoch, settings) for one in running]
         for one in (one for one, done in zip(running, over, strict=True) if done):
             bar.advance(settings.epochs - epoch)
-            keep(_finished(problem, one, config, device, time.perf_counter() - started))
+            keep(_finished(problem, one, config, device))
         left = [number for number, done in enumerate(over) if not done]
         if not left:
             return
@@ -170,7 +183,7 @@ def _epoch(
         bags = [
             [
                 chosen_tiles(
-                    problem.bags.read(int(row)),
+                    problem.read(int(row)),
                     settings.max_tiles,
                     Words(one.run.seed, "mil", "tiles", problem.name, one.run.fold, epoch, int(row)),
                 )
@@ -244,7 +257,7 @@ def _watch(problem: Problem, stack: StackedHeads, running: Sequence[_Running], d
 
 
 def _val_loss(problem: Problem, outputs: Outputs, rows: Rows, fixed: Fixed) -> float:
-    total = 0.0
+    total, targets = 0.0, targets_of(problem, [rows], len(rows), [fixed])
     for task in problem.tasks:
         logits = torch.from_numpy(outputs[task.name])
         if task.loss == "cox":
@@ -253,8 +266,6 @@ def _val_loss(problem: Problem, outputs: Outputs, rows: Rows, fixed: Fixed) -> f
             share = c_index(labels[known], outputs[task.name][known].astype(np.float64), np.ones((1, int(known.sum()))))
             total += problem.weights[task.name] * (1 - float(np.nan_to_num(share[0], nan=0.5)))
             continue
-        only = Problem(problem.name, problem.bags, (task,), problem.targets, problem.weights)
-        targets = targets_of(only, [rows], len(rows), [fixed])
         losses = task_losses({task.name: logits[None]}, targets, (task,))
         total += problem.weights[task.name] * float(losses[task.name][0])
     return total
@@ -269,7 +280,7 @@ def stacked_outputs(
     found: list[dict[str, list[npt.NDArray[np.float32]]]] = [{t.name: [] for t in problem.tasks} for _ in rows]
     for number in range(max(len(own) for own in rows)):
         mine = [own[number : number + 1] for own in rows]
-        bags = [[problem.bags.read(int(row)) for row in own] for own in mine]
+        bags = [[problem.read(int(row)) for row in own] for own in mine]
         tiles, present = pad(bags, 1, problem.bags.width, [one.scale for one in fixed])
         outputs = stack(tiles.to(device), present.to(device)).outputs
         for task in problem.tasks:
@@ -288,7 +299,7 @@ def in_units(task: SlideTask, logits: npt.NDArray[np.float32], fixed: Fixed) -> 
     return (logits * sd + mean).astype(np.float32)
 
 
-def _finished(problem: Problem, one: _Running, config: MilConfig, device: torch.device, seconds: float) -> Fitted:
+def _finished(problem: Problem, one: _Running, config: MilConfig, device: torch.device) -> Fitted:
     """The run with its best weights and what they say of its val and test bags."""
     head = build_head(config.kind, problem.bags.width, problem.tasks, seed=new_head_seed(one.run), **config.head)
     head.load_state_dict(one.state)
@@ -301,4 +312,4 @@ def _finished(problem: Problem, one: _Running, config: MilConfig, device: torch.
         }
         for rows in (one.run.val, one.run.test)
     )
-    return Fitted(one.run, one.state, one.fixed, val, test, one.curve, one.best_epoch, seconds)
+    return Fitted(one.run, one.state, one.fixed, val, test, one.curve, one.best_epoch, one.seconds)

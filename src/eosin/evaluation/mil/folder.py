@@ -154,7 +154,8 @@ def read_predictions(folder: PathLike, task: SlideTask) -> list[Predicted]:
 
     path = Path(folder) / "predictions.csv"
     try:
-        table = pandas.read_csv(path, dtype={"task": str, "slide": str, "patient": str, "label": str})
+        words = dict.fromkeys(("task", "slide", "patient", "label"), str)
+        table = pandas.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])  # a class may be called None
         table = table[(table["task"] == task.name) & (table["split"] == "test")]
         columns = [f"p_{name}" for name in task.classes] or ["value" if task.kind == "regression" else "risk"]
         found = []

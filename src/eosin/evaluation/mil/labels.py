@@ -12,35 +12,35 @@ What a column holds, where no task file says it:
   first by number or name
 - three to ten distinct whole numbers, or words: classification, classes by number or name
 - other numbers: regression
+
+What the file may look like otherwise: `label_file.py`.
 """
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas
 
 from eosin.errors import DataError
+from eosin.evaluation.mil.label_file import ALIASES, LabelFile, read_label_file
 from eosin.evaluation.mil.task_files import Kind, TaskFile, find_task
 from eosin.evaluation.tasks.task import class_order
 from eosin.files import PathLike
 from eosin.provenance import hash_of
 
 KEYS = ("slide", "patient", "site", "split")
-_ALIASES = {"slide_id": "slide", "case_id": "patient", "patient_id": "patient"}
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _NEGATIVE = (
     *("0", "no", "false", "negative", "neg", "wild", "wildtype", "wild-type", "wt", "low", "normal", "benign"),
     *("absent", "mss", "control", "healthy", "none"),
 )
 _EVENTS = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0}
-_SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".dcm", ".h5", ".pt")
 MOST_CLASSES = 10
 """Whole numbers with more distinct values than this are a regression."""
 
@@ -129,112 +129,68 @@ def read_labels(path: PathLike, tasks: Sequence[str] | None = None) -> LabelTabl
 
     Rows without a label for any task are left out. Raises DataError naming column, line or slide.
     """
-    path = Path(path)
-    table = _read_csv(path)
-    slides = [_slide_name(slide) for slide in table["slide"]]
-    patients = [patient.strip() for patient in table["patient"]]
-    for column, values in (("slide", slides), ("patient", patients)):
-        if "" in values:
-            raise DataError(f"{path} line {values.index('') + 2} has no {column}")
-    if repeated := [row for row, slide in enumerate(slides) if slides.index(slide) < row]:
-        raise DataError(f"{path} line {repeated[0] + 2} lists slide {slides[repeated[0]]} a second time")
-    shared = _splits(path, table, "split", slides)
+    table = read_label_file(path)
+    columns = table.columns
+    shared = _splits(table, "split")
     found = []
     for word in tasks if tasks else _columns_of_tasks(table):
         meant = find_task(word, _columns_of_tasks(table))
         name = meant if isinstance(meant, str) else meant.name
         column = meant if isinstance(meant, str) else meant.source_column
-        if isinstance(meant, TaskFile) and column not in _columns_of_tasks(table) and name in table.columns:
+        if isinstance(meant, TaskFile) and column not in _columns_of_tasks(table) and name in columns:
             column = name
-        labels = _read_task(path, table, column, None if isinstance(meant, str) else meant)
-        own = _splits(path, table, f"{column}_split", slides)
+        labels = _read_task(table, column, None if isinstance(meant, str) else meant)
+        own = _splits(table, f"{column}_split")
         found.append(replace(labels, name=name, split=own or shared))
     if not found:
-        raise DataError(f"{path} has no column with labels beside {', '.join(map(str, table.columns))}")
+        raise DataError(f"{path} has no column with labels beside {', '.join(columns)}")
     if twice := [task.name for task in found if [t.name for t in found].count(task.name) > 1]:
         raise DataError(f"task {twice[0]} is given twice")
-    sites = None
-    if "site" in table.columns:
-        sites = tuple(site.strip() for site in table["site"])
-        if "" in sites:
-            raise DataError(f"{path} line {sites.index('') + 2} has no site; fill it in, or drop the column")
-    whole = LabelTable(path, tuple(slides), tuple(patients), sites, tuple(found))
+    sites = tuple(columns["site"]) if "site" in columns else None
+    if sites and "" in sites:
+        line = table.lines[sites.index("")]
+        raise DataError(f"{path} line {line} has no site; fill it in, or drop the column")
+    whole = LabelTable(table.path, tuple(columns["slide"]), tuple(columns["patient"]), sites, tuple(found))
     known = np.any([task.known for task in found], axis=0)
     return whole.take(np.flatnonzero(known))
 
 
-def read_patients(path: PathLike) -> dict[str, str]:
-    """The patient of each slide in a label table. Raises DataError as `read_labels`."""
-    table = _read_csv(Path(path))
-    pairs = zip(table["slide"], table["patient"], strict=True)
-    return {_slide_name(slide): patient.strip() for slide, patient in pairs}
-
-
-def _read_csv(path: Path) -> pandas.DataFrame:
-    try:
-        table = pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (OSError, ValueError) as error:  # pandas' parser errors and bad encodings are ValueErrors
-        raise DataError(f"cannot read labels {path}: {error}") from error
-    columns = [str(column).strip() for column in table.columns]
-    table.columns = pandas.Index([_ALIASES.get(c, c) if _ALIASES.get(c) not in columns else c for c in columns])
-    for needed in ("slide", "patient"):
-        if needed not in table.columns:
-            close = difflib.get_close_matches(needed, columns, n=1, cutoff=0.7)
-            meant = f" ({close[0]!r} is near)" if close else ""
-            why = "; splits must never share a patient, so copy `slide` into it where every slide is another patient"
-            found = f"found {', '.join(columns)}"
-            raise DataError(f"{path} has no column `{needed}`{meant}, {found}{why if needed == 'patient' else ''}")
-    if not len(table):
-        raise DataError(f"{path} has no rows")
-    return cast(pandas.DataFrame, table)
-
-
-def _slide_name(word: str) -> str:
-    """A slide's id: what is left of its file name without the suffix of a slide or feature file."""
-    plain = word.strip()
-    for suffix in _SLIDE_SUFFIXES:
-        if plain.lower().endswith(suffix):
-            return plain[: -len(suffix)]
-    return plain
-
-
-def _columns_of_tasks(table: pandas.DataFrame) -> list[str]:
+def _columns_of_tasks(table: LabelFile) -> list[str]:
     """Names of the tasks that the columns spell, survival pairs as one."""
-    columns = [str(column) for column in table.columns]
+    columns = list(table.columns)
     survival = {c.removesuffix("_time") for c in columns if c.endswith("_time") and c[:-5] + "_event" in columns}
     names: list[str] = []
     for column in columns:
         stem = next((s for s in survival if column in (f"{s}_time", f"{s}_event")), column)
-        if column in KEYS or column in _ALIASES or column.endswith("_split") or stem in names:
+        if column in KEYS or column in ALIASES or column.endswith("_split") or stem in names:
             continue
         names.append(stem)
     return names
 
 
-def _splits(path: Path, table: pandas.DataFrame, column: str, slides: list[str]) -> tuple[str, ...]:
-    if column not in table.columns:
-        return ()
-    words = [word.strip().lower() for word in table[column]]
-    for row, word in enumerate(words):
+def _splits(table: LabelFile, column: str) -> tuple[str, ...]:
+    words = [word.lower() for word in table.columns.get(column, ())]
+    for slide, word in zip(table.columns["slide"], words, strict=False):
         if word and word not in _SPLITS:
-            raise DataError(f"{path}: {column} of slide {slides[row]} is {word!r}, none of train, val, test")
+            raise DataError(f"{table.path}: {column} of slide {slide} is {word!r}, none of train, val, test")
     return tuple(_SPLITS.get(word, "") for word in words)
 
 
-def _read_task(path: Path, table: pandas.DataFrame, column: str, file: TaskFile | None) -> TaskLabels:
-    name = file.name if file else column
+def _read_task(table: LabelFile, column: str, file: TaskFile | None) -> TaskLabels:
+    path, name = table.path, file.name if file else column
     if f"{column}_time" in table.columns and f"{column}_event" in table.columns:
         if file is not None and file.kind != "survival":
             raise DataError(f"task {name}: {path} has {column}_time and {column}_event; the task file says {file.kind}")
-        return TaskLabels(name, "survival", _survival(path, table, column), file=file)
+        return TaskLabels(name, "survival", _survival(table, column), file=file)
     if file is not None and file.kind == "survival":
         raise DataError(f"task {name}: {path} needs columns {column}_time and {column}_event")
     if column not in table.columns:
-        raise DataError(f"task {name}: {path} has no column `{column}`; found {', '.join(map(str, table.columns))}")
-    words = [word.strip() for word in table[column]]
+        raise DataError(f"task {name}: {path} has no column `{column}`; found {', '.join(table.columns)}")
+    # Programs write whole numbers as 1.0 where a column has gaps.
+    words = [re.sub(r"^(-?[0-9]+)\.0+$", r"\1", word) for word in table.columns[column]]
     kind = file.kind if file else _kind(path, column, words)
     if kind == "regression":
-        return TaskLabels(name, "regression", _numbers(path, column, words), file=file)
+        return TaskLabels(name, "regression", _numbers(table, column), file=file)
     if file is not None:
         classes = file.classes
         read = [file.class_of(word) if word else "" for word in words]
@@ -284,25 +240,26 @@ def _number(word: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _numbers(path: Path, column: str, words: Sequence[str]) -> npt.NDArray[np.float64]:
+def _numbers(table: LabelFile, column: str) -> npt.NDArray[np.float64]:
+    words = table.columns[column]
     values = [_number(word) if word else np.nan for word in words]
     if None in values:
         row = values.index(None)
-        raise DataError(f"{path} line {row + 2}: {column} is {words[row]!r}, not a number")
+        raise DataError(f"{table.path} line {table.lines[row]}: {column} is {words[row]!r}, not a number")
     return np.array(values, dtype=np.float64)
 
 
-def _survival(path: Path, table: pandas.DataFrame, column: str) -> npt.NDArray[np.float64]:
-    times = _numbers(path, f"{column}_time", [word.strip() for word in table[f"{column}_time"]])
-    words = [word.strip().lower() for word in table[f"{column}_event"]]
-    for row, word in enumerate(words):
+def _survival(table: LabelFile, name: str) -> npt.NDArray[np.float64]:
+    times = _numbers(table, f"{name}_time")
+    words = [word.lower() for word in table.columns[f"{name}_event"]]
+    for line, time, word in zip(table.lines, times, words, strict=True):
         if word and word not in _EVENTS:
-            raise DataError(f"{path} line {row + 2}: {column}_event is {word!r}; 1 = happened, 0 = censored")
-        if bool(word) != bool(np.isfinite(times[row])):
-            raise DataError(f"{path} line {row + 2}: {column} has a time or an event, not both")
-        if times[row] < 0:
-            raise DataError(f"{path} line {row + 2}: {column}_time is negative")
+            raise DataError(f"{table.path} line {line}: {name}_event is {word!r}; 1 = happened, 0 = censored")
+        if bool(word) != bool(np.isfinite(time)):
+            raise DataError(f"{table.path} line {line}: {name} has a time or an event, not both")
+        if time < 0:
+            raise DataError(f"{table.path} line {line}: {name}_time is negative")
     events = np.array([_EVENTS.get(word, np.nan) for word in words])
     if not (events == 1).any():
-        raise DataError(f"task {column}: {path} has no event; survival needs some")
+        raise DataError(f"task {name}: {table.path} has no event; survival needs some")
     return np.stack([times, events], axis=1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from eosin.errors import DataError, EosinError
 from eosin.evaluation.mil.bags import FeatureSource, open_features
-from eosin.evaluation.mil.labels import read_patients
+from eosin.evaluation.mil.label_file import read_patients
 from eosin.evaluation.mil.saved import load_heads
 from eosin.features.extract import find_device
 from eosin.files import PathLike, check_writable, write_text
@@ -34,21 +34,23 @@ def predict_mil(
 
     Columns: task, slide, patient (with `labels`, a table `slide, patient`), predicted, p_<class>, value, risk, and sd,
     the spread over runs of the last class's probability, the value or the risk. Where the heads were trained on
-    patients' bags and `labels` says who is whose, bags are patients. Raises DataError for another model's features.
+    patients' bags, or judged on the mean of a patient's slides, and `labels` says who is whose, rows are patients.
+    Raises DataError for another model's features.
     """
     trained = load_heads(heads, find_device(device))
     folder = check_writable(out)
     source = open_features(_embedded(trained.info, Path(features), folder, device) if is_cohort(features) else features)
-    members, patients = _whom(source, labels, trained.info.get("group") == "patient")
+    group = trained.info.get("group", "slide")
+    members, patients = _whom(source, labels, group)
     classes = list(dict.fromkeys(name for task in trained.tasks for name in task.classes))
     columns = ["task", "slide", "patient", "predicted", *(f"p_{name}" for name in classes), "value", "risk", "sd"]
     rows, failures = [], []
     with progress_bar("predict", len(members), "bag") as bar:
         for name, slides in members.items():
             try:
-                tiles = np.concatenate([source.read(slide) for slide in slides])
+                bags = [source.read(slide) for slide in slides]
                 _refuse_other_model(source, trained.info)
-                said = trained.run_scores(tiles)
+                each = [trained.run_scores(bag) for bag in (bags if group == "average" else [np.concatenate(bags)])]
             except _OtherModel:
                 raise
             except EosinError as error:
@@ -56,7 +58,8 @@ def predict_mil(
                 bar.advance()
                 continue
             for task in trained.tasks:
-                mean, last = said[task.name].mean(axis=0), said[task.name][:, -1]
+                said = np.mean([bag[task.name] for bag in each], axis=0)  # [runs, C]
+                mean, last = said.mean(axis=0), said[:, -1]
                 row = {"task": task.name, "slide": name, "patient": patients.get(name, "")}
                 row["sd"] = f"{last.std(ddof=1):.6g}" if len(last) > 1 else ""
                 if task.has_classes:
@@ -124,18 +127,18 @@ def _refuse_other_model(source: FeatureSource, info: dict[str, Any]) -> None:
 
 
 def _whom(
-    source: FeatureSource, labels: PathLike | None, by_patient: bool
+    source: FeatureSource, labels: PathLike | None, group: str
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """The slides of each bag, and the patient of each, where a table says so."""
+    """The slides of each row, and the patient of each, where a table says so."""
     if labels is None:
-        if by_patient:
-            say("these heads were trained on patients' bags; give --labels with slide and patient to score patients")
+        if group != "slide":
+            say("these heads were judged by patient; give --labels with slide and patient to score patients")
         return {slide: [slide] for slide in source.slides}, {}
     known = read_patients(labels)
     slides = [slide for slide in source.slides if slide in known]
     if not slides:
         raise DataError(f"no slide of {source.root} is listed in {labels}")
-    if not by_patient:
+    if group == "slide":
         return {slide: [slide] for slide in slides}, {slide: known[slide] for slide in slides}
     members: dict[str, list[str]] = {}
     for slide in slides:

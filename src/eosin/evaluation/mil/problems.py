@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from eosin.models.slide_task import SlideTask, hazard_cuts
 from eosin.progress import say
 
 JOINT = "all tasks"
+POOLED: dict[str, Literal["mean", "max"]] = {"mean-linear": "mean", "max-linear": "max"}
+"""Heads that read one vector of a bag. Scaling features goes before pooling or after it alike."""
 
 
 def make_problems(bags: Bags, config: MilConfig, seeds: int) -> list[tuple[Problem, list[Run]]]:
@@ -67,7 +69,8 @@ def _problem(bags: Bags, tasks: tuple[TaskLabels, ...], config: MilConfig, seeds
     slide_tasks = tuple(_slide_task(task, fitting, config) for task in chosen)
     targets = {task.name: task.values for task in chosen}
     weights = {task.name: task.file.weight if task.file else 1.0 for task in chosen}
-    return Problem(name, own, slide_tasks, targets, weights), runs
+    pool = POOLED.get(config.kind, "") if config.train.max_tiles is None else ""
+    return Problem(name, own, slide_tasks, targets, weights, pool), runs
 
 
 def take(bags: Bags, rows: Rows) -> Bags:

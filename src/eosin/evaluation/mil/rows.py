@@ -71,13 +71,19 @@ def encoder_of(source: FeatureSource) -> dict[str, Any]:
     return found
 
 
+def encoder_training(source: FeatureSource) -> tuple[set[str], set[str]]:
+    """Tasks and patients that the encoder was trained on, as embedding.json says."""
+    block = source.info.get("training") or {}
+    tasks = source.info.get("training_tasks") or block.get("tasks") or []
+    patients = source.info.get("training_patients") or block.get("patients") or []
+    return {str(task) for task in tasks}, {str(patient) for patient in patients}
+
+
 def result_rows(judged: Judged) -> list[dict[str, Any]]:
     """The rows of all tasks of a problem: one a metric, the main one of its kind first."""
     config, source = judged.config, judged.problem.bags.source
     encoder = encoder_of(source)
-    block = source.info.get("training") or {}
-    seen_tasks = {str(task) for task in source.info.get("training_tasks") or block.get("tasks") or []}
-    seen = {str(patient) for patient in source.info.get("training_patients") or block.get("patients") or []}
+    seen_tasks, seen = encoder_training(source)
     rows = []
     for task in judged.problem.tasks:
         runs = judged.said(task, "test")

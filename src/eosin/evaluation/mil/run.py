@@ -10,15 +10,15 @@ import torch
 
 from eosin import __version__
 from eosin.errors import DataError
-from eosin.evaluation.mil.bags import Bags, FeatureSource, make_bags, open_features
+from eosin.evaluation.mil.bags import Bags, make_bags, open_features
 from eosin.evaluation.mil.batches import Problem
 from eosin.evaluation.mil.card import head_card
 from eosin.evaluation.mil.config import MilConfig, make_config
 from eosin.evaluation.mil.fit import Fitted, check_cox, fit_runs
-from eosin.evaluation.mil.folder import MilFolder, write_predictions
+from eosin.evaluation.mil.folder import MilFolder, read_predictions, write_predictions
 from eosin.evaluation.mil.labels import read_labels
 from eosin.evaluation.mil.problems import make_problems
-from eosin.evaluation.mil.rows import Judged, comparisons_of, encoder_of, result_rows
+from eosin.evaluation.mil.rows import Judged, comparisons_of, encoder_of, encoder_training, result_rows
 from eosin.evaluation.mil.saved import save_heads
 from eosin.evaluation.mil.splits import PROTOCOLS, Run
 from eosin.features.extract import find_device
@@ -60,6 +60,10 @@ def train_mil(
     problems = make_problems(bags, config, count)
     told = {task.name: task.to_dict() for problem, _ in problems for task in problem.tasks}
     _check_head(problems, config)
+    if against is not None:
+        for problem, _ in problems:
+            for task in problem.tasks:
+                read_predictions(against, task)
     folder = MilFolder(out, fresh)
     folder.claim(
         {
@@ -101,14 +105,6 @@ def warn_of_training(bags: Bags, tasks: dict[str, Any]) -> None:
             say(f"task {task} was a training task of the encoder: its score is no test")
     if seen := sorted(set(bags.table.patients) & known_patients):
         say(f"{len(seen)} patients were in the encoder's training, first {seen[0]}: scores on them are no test")
-
-
-def encoder_training(source: FeatureSource) -> tuple[set[str], set[str]]:
-    """Tasks and patients that the encoder was trained on, as embedding.json says."""
-    block = source.info.get("training") or {}
-    tasks = source.info.get("training_tasks") or block.get("tasks") or []
-    patients = source.info.get("training_patients") or block.get("patients") or []
-    return {str(task) for task in tasks}, {str(patient) for patient in patients}
 
 
 def _fit(
@@ -171,7 +167,7 @@ def _write(
         for fitted in one.fitted
     ]
     write_json(folder.curves, curves)
+    write_json(folder.results, rows)
     if against is not None:
         write_json(folder.comparisons, comparisons_of(judged, Path(against), config))
-    write_json(folder.results, rows)
     return rows

@@ -1,11 +1,12 @@
 """Probes: simple classifiers on frozen features, by which encoders are compared."""
 
 from eosin.evaluation.probes.knn import knn, knn_accuracy, knn_scores
+from eosin.evaluation.probes.linear import linear
 from eosin.evaluation.probes.logreg import logreg
 from eosin.evaluation.probes.probe import Examples, Prediction, Probe
 from eosin.evaluation.probes.simpleshot import simpleshot
 
-PROBES: dict[str, Probe] = {"knn": knn, "logreg": logreg, "simpleshot": simpleshot}
+PROBES: dict[str, Probe] = {"knn": knn, "linear": linear, "logreg": logreg, "simpleshot": simpleshot}
 
 __all__ = [
     "PROBES",
@@ -15,6 +16,7 @@ __all__ = [
     "knn",
     "knn_accuracy",
     "knn_scores",
+    "linear",
     "logreg",
     "simpleshot",
 ]

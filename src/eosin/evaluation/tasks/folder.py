@@ -1,18 +1,26 @@
-"""Task from class folders: DIR/CLASS/image, or DIR/{train,val,test}/CLASS/image."""
+"""Task from folders: DIR/CLASS/image, or DIR/images/NAME with DIR/masks/NAME; either may lie in
+DIR/{train,val,test}.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from eosin.errors import DataError
 from eosin.evaluation.tasks.images import ImageFiles, find_images
-from eosin.evaluation.tasks.task import SPLITS, Task, make_task
+from eosin.evaluation.tasks.masks import masks_of
+from eosin.evaluation.tasks.task import SPLITS, Task, checked_columns, make_task
 
 _SPLIT_FOLDERS = {*SPLITS, "valid", "validation"}
 
 
 def read_folder(name: str, root: Path) -> Task:
-    """The task whose classes are the folders below `root`. Raises DataError for any other layout."""
+    """The task whose classes are the folders below `root`, or whose masks lie beside its images.
+
+    Raises DataError for any other layout.
+    """
     tops = _subfolders(root)
     if not tops:
         raise DataError(f"task {name}: looked for class folders in {root}, found {_contents(root)}")
@@ -20,10 +28,13 @@ def read_folder(name: str, root: Path) -> Task:
     if split_tops and len(split_tops) < len(tops):
         other = next(top.name for top in tops if top not in split_tops)
         raise DataError(f"task {name}: {root} mixes split folders ({split_tops[0].name}) with others ({other})")
+    parts = split_tops or [root]
+    if all({"images", "masks"} <= {top.name for top in _subfolders(part)} for part in parts):
+        return _read_masks(name, root, parts, bool(split_tops))
     paths: list[Path] = []
     labels: list[str] = []
     split: list[str] = []
-    for part in split_tops or [root]:
+    for part in parts:
         class_folders = _subfolders(part)
         if not class_folders:
             raise DataError(f"task {name}: looked for class folders in {part}, found {_contents(part)}")
@@ -36,6 +47,29 @@ def read_folder(name: str, root: Path) -> Task:
             split += [part.name] * len(found)
     ids = [path.relative_to(root).as_posix() for path in paths]
     return make_task(name, root, ImageFiles(paths), labels, ids=ids, split=split if split_tops else None)
+
+
+def _read_masks(name: str, root: Path, parts: list[Path], named: bool) -> Task:
+    """Segmentation: each image of images/ has the mask of the same name, whatever its suffix, in masks/."""
+    images: list[Path] = []
+    masks: list[Path] = []
+    split: list[str] = []
+    for part in parts:
+        found = find_images(part / "images")
+        by_stem = {path.stem: path for path in find_images(part / "masks")}
+        stems = {path.stem for path in found}
+        if alone := sorted(stems ^ by_stem.keys()):
+            what = "no mask" if alone[0] in stems else "no image"
+            raise DataError(f"task {name}: {alone[0]} in {part} has {what} ({len(alone)} without a partner)")
+        images += found
+        masks += [by_stem[path.stem] for path in found]
+        split += [part.name] * len(found)
+    if not images:
+        raise DataError(f"task {name}: {root} has folders images and masks, but no images in them")
+    targets, classes = masks_of(name, masks, root)
+    ids = [path.relative_to(root).as_posix() for path in images]
+    columns = checked_columns(name, root, ids, split if named else None)
+    return Task(name, root, ImageFiles(images), np.asarray(ids), targets, classes, kind="segmentation", **columns)
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -1,7 +1,15 @@
-"""A task: labelled samples with their split and with what makes some of them belong together (patient,
+"""A task: samples, what is to be said of each, their split, and what makes some belong together (patient,
 slide).
 
-Built by folder.py, table.py and arrays.py, which know the layouts; checked here, once for all of them. Says
+| kind | a sample | its target |
+|---|---|---|
+| classification | tile | class |
+| robustness | tile of a known site (medical centre) | class; is it the class or the site that the features know? |
+| slide | whole slide | class |
+| segmentation | image | class of each pixel |
+| regression | tile | numbers: expression of genes, a score |
+
+Built by the readers beside this file, which know the layouts; checked here, once for all of them. Says
 nothing about probes or protocols.
 """
 
@@ -10,45 +18,65 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import DataError
-from eosin.evaluation.tasks.images import ImageArray, ImageFiles, hash_array
-from eosin.provenance import hash_of
+from eosin.evaluation.tasks.images import HashFile, Images, hash_array
+from eosin.evaluation.tasks.masks import Masks
+from eosin.evaluation.tasks.slides import SlideFiles
+from eosin.provenance import hash_file, hash_of
 
 SPLITS = ("train", "val", "test")
 _SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
-Kind = Literal["classification"]
+Kind = Literal["classification", "robustness", "slide", "segmentation", "regression"]
 Words1d = npt.NDArray[np.str_]
+Samples = Images | SlideFiles | npt.NDArray[np.float32]
+Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32] | Masks
+
+_CLASSED = ("classification", "robustness", "slide")
 
 
 @dataclass(frozen=True)
 class Task:
     """Samples of one task; row i of everything belongs to sample i, N samples.
 
-    `samples`: images, or features float32 [N, D] that somebody computed already. `labels`: int64 [N], index
-    into `classes`. `split`: train | val | test, or None for cross-validation. `patient`, `slide`, `site`: ids
-    or None. `kind` decides probes and metrics; the first kind is tile classification.
+    `samples`: images, slides, or features float32 [N, D] that somebody computed already. `targets`: int64 [N]
+    index into `classes`; masks whose pixels index `classes`; or float32 [N, K], K values named by `classes`.
+    `split`: train | val | test, or None for cross-validation; `fold` int64 [N]: the test fold of each sample
+    where the task fixes the folds. `patient`, `slide`, `site`: ids or None. `shots`: training samples a
+    class, drawn anew each run, where the task trains on few. `switches`: names of what eva does differently
+    with this task (docs/evaluation.md). `complete`: False where a known task does not have its known counts.
     """
 
     name: str
     source: Path
-    samples: ImageFiles | ImageArray | npt.NDArray[np.float32]
+    samples: Samples
     ids: Words1d
-    labels: npt.NDArray[np.int64]
+    targets: Targets
     classes: tuple[str, ...]
     split: Words1d | None = None
     patient: Words1d | None = None
     slide: Words1d | None = None
     site: Words1d | None = None
     kind: Kind = "classification"
+    fold: npt.NDArray[np.int64] | None = None
+    shots: int | None = None
+    switches: tuple[str, ...] = ()
+    complete: bool = True
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.ids)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Class of each sample, int64 [N]. Raises DataError for a task whose targets are not classes."""
+        if self.kind not in _CLASSED or not isinstance(self.targets, np.ndarray):
+            raise DataError(f"task {self.name}: a {self.kind} task has no class for each sample")
+        return self.targets.astype(np.int64, copy=False)
 
     @property
     def features(self) -> npt.NDArray[np.float32] | None:
@@ -56,9 +84,9 @@ class Task:
         return self.samples if isinstance(self.samples, np.ndarray) else None
 
     @property
-    def images(self) -> ImageFiles | ImageArray | None:
-        """The images, or None where the task holds features."""
-        return None if isinstance(self.samples, np.ndarray) else self.samples
+    def images(self) -> Images | None:
+        """The images, or None where the task holds features or slides."""
+        return None if isinstance(self.samples, np.ndarray | SlideFiles) else self.samples
 
     @property
     def group_name(self) -> str:
@@ -78,14 +106,18 @@ class Task:
             return None
         return "test" if "test" in self.split else "val"
 
-    def content_hash(self) -> str:
-        """Hash of the samples alone: what features depend on."""
-        return hash_array(self.samples) if isinstance(self.samples, np.ndarray) else self.samples.content_hash()
+    def content_hash(self, hashed: HashFile = hash_file) -> str:
+        """Hash of the samples alone: what features depend on. `hashed` gives the hash of a file."""
+        return hash_array(self.samples) if isinstance(self.samples, np.ndarray) else self.samples.content_hash(hashed)
 
     def label_hash(self) -> str:
-        """Hash of labels, split and groups: what results depend on beside the features."""
-        columns = [None if c is None else c.tolist() for c in (self.labels, self.split, self.patient, self.slide)]
-        return hash_of([self.kind, self.classes, *columns])
+        """Hash of targets, split and groups: what results depend on beside the features."""
+        columns = [None if c is None else c.tolist() for c in (self.split, self.patient, self.slide)]
+        if self.kind == "classification" and self.fold is None and self.shots is None:
+            return hash_of([self.kind, self.classes, self.labels.tolist(), *columns])
+        more = [None if c is None else c.tolist() for c in (self.site, self.fold)]
+        targets = hash_array(self.targets) if isinstance(self.targets, np.ndarray) else self.targets.content_hash()
+        return hash_of([self.kind, self.classes, targets, *columns, *more, self.shots])
 
     def shared_groups(self) -> int:
         """Patients (or slides) that lie in both the training part and the reported split: a leak if above 0."""
@@ -99,7 +131,7 @@ class Task:
 def make_task(
     name: str,
     source: Path,
-    samples: ImageFiles | ImageArray | npt.NDArray[np.float32],
+    samples: Samples,
     labels: Sequence[str],
     *,
     ids: Sequence[str],
@@ -108,8 +140,11 @@ def make_task(
     patient: Sequence[str] | None = None,
     slide: Sequence[str] | None = None,
     site: Sequence[str] | None = None,
+    **more: Any,
 ) -> Task:
-    """Check the columns and build the task; labels are class names. Raises DataError with one line.
+    """Check the columns and build a task of classes; labels are class names; `more`: further fields of Task.
+
+    Raises DataError with one line.
 
     Classes are in the order of `classes` where given, else by number if all are numbers, else by name.
     """
@@ -122,21 +157,40 @@ def make_task(
     if len(order) < 2:
         raise DataError(f"task {name}: {source} has one class only ({order[0] if order else 'none'}); two are needed")
     number = {label: index for index, label in enumerate(order)}
-    for column, values in (("split", split), ("patient", patient), ("slide", slide), ("site", site)):
-        if values is not None and (blank := [row for row, value in enumerate(values) if not value.strip()]):
-            raise DataError(f"task {name}: {len(blank)} samples of {source} have no {column}, first {ids[blank[0]]}")
+    columns = checked_columns(name, source, ids, split, patient, slide, site)
+    if columns["split"] is not None:
+        train = {label for label, word in zip(labels, columns["split"], strict=True) if word == "train"}
+        if missing := sorted(present - train):
+            raise DataError(f"task {name}: class {missing[0]!r} in {source} has no training samples")
     return Task(
         name=name,
         source=source,
         samples=samples,
         ids=np.asarray(ids, dtype=np.str_),
-        labels=np.array([number[label] for label in labels], dtype=np.int64),
+        targets=np.array([number[label] for label in labels], dtype=np.int64),
         classes=tuple(order),
-        split=None if split is None else _checked_split(name, source, split, labels),
-        patient=None if patient is None else np.asarray(patient, dtype=np.str_),
-        slide=None if slide is None else np.asarray(slide, dtype=np.str_),
-        site=None if site is None else np.asarray(site, dtype=np.str_),
+        **columns,
+        **more,
     )
+
+
+def checked_columns(
+    name: str,
+    source: Path,
+    ids: Sequence[str],
+    split: Sequence[str] | None = None,
+    patient: Sequence[str] | None = None,
+    slide: Sequence[str] | None = None,
+    site: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The columns that every kind of task may have, as arrays. Raises DataError for blanks and unknown splits."""
+    columns = {"split": split, "patient": patient, "slide": slide, "site": site}
+    for column, values in columns.items():
+        if values is not None and (blank := [row for row, value in enumerate(values) if not value.strip()]):
+            raise DataError(f"task {name}: {len(blank)} samples of {source} have no {column}, first {ids[blank[0]]}")
+    if split is not None:
+        columns["split"] = _checked_split(name, source, split)
+    return {column: None if values is None else np.asarray(values, dtype=np.str_) for column, values in columns.items()}
 
 
 def class_order(labels: Sequence[str]) -> list[str]:
@@ -148,7 +202,7 @@ def class_order(labels: Sequence[str]) -> list[str]:
         return names
 
 
-def _checked_split(name: str, source: Path, split: Sequence[str], labels: Sequence[str]) -> Words1d:
+def _checked_split(name: str, source: Path, split: Sequence[str]) -> list[str]:
     words = [_SPLIT_WORDS.get(value.strip().lower(), "") for value in split]
     if "" in words:
         raise DataError(f"task {name}: split {split[words.index('')]!r} in {source} is none of {', '.join(SPLITS)}")
@@ -156,7 +210,4 @@ def _checked_split(name: str, source: Path, split: Sequence[str], labels: Sequen
     if "train" not in found or len(found) < 2:
         listed = ", ".join(sorted(found))
         raise DataError(f"task {name}: {source} has split {listed} only; train and one of val, test are needed")
-    train = {label for label, word in zip(labels, words, strict=True) if word == "train"}
-    if missing := sorted(set(labels) - train):
-        raise DataError(f"task {name}: class {missing[0]!r} in {source} has no training samples")
-    return np.asarray(words, dtype=np.str_)
+    return words
