@@ -148,7 +148,8 @@ def test_a_failed_call_goes_on_and_a_repeated_one_is_instant(
     assert not (out / "results.json").exists()
     done = {path: path.stat().st_mtime_ns for path in (out / "cache").rglob("*") if path.is_file()}
     assert sorted(path.suffix for path in done) == [".json", ".npy", ".npz", ".npz"]
-    done = {path: time for path, time in done.items() if path.suffix != ".json"}  # the broken file's hash is taken again
+    # The broken file changes, so its hash is taken again.
+    done = {path: time for path, time in done.items() if path.suffix != ".json"}
     broken.write_bytes(whole)
     rows = evaluate(model, tasks, "knn,logreg", out)
     assert len(rows) == 4

@@ -170,6 +170,19 @@ def test_clam_sb_has_as_many_parameters_as_published(width: int, size: str, para
     assert sum(p.numel() for p in head.parameters()) == parameters
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_linear_heads_start_at_zero_and_others_at_random(kind: str) -> None:
+    tiles = torch.randn(1, 1, 6, generator=torch.Generator().manual_seed(0))
+    heads = [build_head(kind, 6, TASKS, seed=seed).eval() for seed in (0, 0, 1)]
+    first, same, other = (head(tiles, torch.ones(1, 1, dtype=torch.bool)).outputs for head in heads)
+    for name, logits in first.items():
+        assert torch.equal(logits, same[name])
+        if kind.endswith("linear"):
+            assert not logits.any()
+        else:
+            assert not torch.equal(logits, other[name])
+
+
 def test_clam_without_a_task_of_classes_has_no_instance_loss() -> None:
     head = build_head("clam-sb", WIDTH, [SlideTask("age", "regression")])
     out = head(torch.randn(1, 4, WIDTH), torch.ones(1, 4, dtype=torch.bool), {"age": torch.ones(1)})

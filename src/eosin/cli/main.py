@@ -18,6 +18,7 @@ from eosin.cli.quickstart import quickstart
 from eosin.cli.recipes import recipes
 from eosin.cli.report import report
 from eosin.cli.study import study
+from eosin.cli.tasks import tasks
 from eosin.cli.train import train
 from eosin.cli.zoo import zoo
 from eosin.errors import EosinError
@@ -41,6 +42,7 @@ app.command()(heatmap)
 app.command()(report)
 app.command()(study)
 app.add_typer(recipes, name="recipes")
+app.add_typer(tasks, name="tasks")
 app.add_typer(zoo, name="zoo")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from eosin.errors import DataError
 from eosin.evaluation.mil.config import make_config
+from eosin.evaluation.mil.label_file import read_patients
 from eosin.evaluation.mil.labels import read_labels
 from eosin.evaluation.mil.problems import check_counts
 from eosin.evaluation.mil.splits import Run
@@ -27,6 +28,7 @@ def write(folder: Path, header: str, rows: list[str]) -> Path:
     ("values", "kind", "classes"),
     [
         (["1", "0", "", "1"], "binary", ("0", "1")),
+        (["1.0", "0.0", "NA", "1"], "binary", ("0", "1")),
         (["mut", "wild", "", "mut"], "binary", ("wild", "mut")),
         (["High", "Low", "", "Low"], "binary", ("Low", "High")),
         (["b", "a", "", "b"], "binary", ("a", "b")),
@@ -41,7 +43,7 @@ def test_kinds_follow_the_rule(values: list[str], kind: str, classes: tuple[str,
     assert (task.kind, task.classes) == (kind, classes)
     if classes:
         named = [classes[value] for value in task.values]
-        assert named == [value for value in values if value]
+        assert named == [value.removesuffix(".0") for value in values if value not in ("", "NA")]
     else:
         np.testing.assert_array_equal(task.values, [float(value) for value in values if value])
 
@@ -65,11 +67,39 @@ def test_clam_columns_and_own_splits_of_a_task(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffslide;patient;t\nA.svs;P;1\nB;Q;nan\n\nC;R;0\n",
+        "slide\tpatient\tt\r\nA\tP\t1\r\nB\tQ\r\nC\tR\t0\r\n",
+        ",slide,patient,t,\n0,A,P, 1,\n1,B,Q,N/A,\n2,C.TIFF,R,0,\n,,,,\n",
+    ],
+)
+def test_what_spreadsheets_write(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text(text, encoding="utf-8", newline="")
+    table = read_labels(path)
+    assert (table.slides, table.patients) == (("A", "C"), ("P", "R"))
+    assert [(task.name, task.values.tolist()) for task in table.tasks] == [("t", [1, 0])]
+    assert read_patients(path) == {"A": "P", "B": "Q", "C": "R"}
+
+
+def test_decimal_commas_between_semicolons(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text("slide;patient;age\nA;P;14,5\nB;Q;-3\nC;R;0,25\n")
+    assert read_labels(path).tasks[0].values.tolist() == [14.5, -3, 0.25]
+
+
+@pytest.mark.parametrize(
     ("text", "match"),
     [
         ("slide,t\na,1\n", "no column `patient`.*copy `slide` into it"),
         ("slide,pateint,t\na,b,1\n", "no column `patient` .'pateint' is near."),
         ("slide,patient,t\na,p,1\na.svs,p,0\n", "line 3 lists slide a a second time"),
+        ("slide,patient,t\n\na,p,1\nb,p,1,0\n", "line 4 has 4 cells, the first line names 3"),
+        ("slide,patient,t,t\na,p,1,0\n", "two columns `t`"),
+        ("slide,patient,age\na,p,1.5\nb,p,2.5\nc,p,14;5\n", "age of .* holds numbers and also '14;5'"),
+        ("slide,patient,o_time,o_event\n\na,p,1.5,1\nb,p,inf,1\n", "line 4: o_time is 'inf', not a number"),
+        ("", "found nothing"),
         ("slide,patient,t\n,p,1\n", "line 2 has no slide"),
         ("slide,patient,t\na,,1\n", "line 2 has no patient"),
         ("slide,patient\na,p\n", "no column with labels"),

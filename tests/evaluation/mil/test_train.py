@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from eosin.errors import DataError, EosinError, RecipeError, ResumeError
 from eosin.evaluation.mil import fit, load_heads, predict_mil, train_mil
 from eosin.evaluation.mil.adam import StackedAdam
 from eosin.evaluation.mil.bags import make_bags, open_features
+from eosin.evaluation.mil.batches import fixed_of, targets_of
 from eosin.evaluation.mil.config import make_config
 from eosin.evaluation.mil.labels import read_labels
 from eosin.evaluation.mil.problems import make_problems
+from eosin.objectives.multitask import time_bins
 from eosin.randomness import Words
 
 from .conftest import WIDTH, planted, write_h5
@@ -141,6 +144,42 @@ def test_together_equals_alone(cohort: Make) -> None:
         assert alone[0].best_epoch == stacked.best_epoch
 
 
+@pytest.mark.parametrize("kind", ["mean-linear", "max-linear"])
+def test_bags_pooled_once_train_as_bags_pooled_at_every_visit(kind: str, cohort: Make) -> None:
+    features, labels = cohort(26, columns="")
+    config, _ = make_config(kind, "5-fold", changes=[*SHORT, "protocol.folds=2", "train.lr=1e-2"])
+    ((problem, runs),) = make_problems(make_bags(open_features(features), read_labels(labels), "slide"), config, 1)
+    assert problem.read(3).shape == (1, WIDTH)
+    assert problem.longest == 1
+    found: list[list[fit.Fitted]] = []
+    for way in (problem, replace(problem, pool="")):
+        found.append([])
+        fit.fit_runs(way, runs, config, torch.device("cpu"), found[-1].append)
+    for once, always in zip(*found, strict=True):
+        np.testing.assert_allclose(once.test["mut"], always.test["mut"], atol=1e-6)
+        assert once.test["mut"].any()
+
+
+def test_time_bins_are_those_of_the_training_bags(tmp_path: Path) -> None:
+    """Times of other bags change nothing of what a run learns; its bins hold its own events equally."""
+    features, labels = many_tasks(tmp_path)
+    config, _ = make_config("mean-linear", "5-fold", changes=[*SHORT, "protocol.folds=2"])
+    table = read_labels(labels, ["os"])
+    ((problem, runs),) = make_problems(make_bags(open_features(features), table, "slide"), config, 1)
+    times = problem.targets["os"][:, 0] + np.linspace(0, 5, len(problem.bags))
+    problem.targets["os"][:, 0] = times
+    (task,), run = problem.tasks, runs[0]
+    before = fixed_of(problem, run, config.train)
+    targets = targets_of(problem, [run.train], len(run.train), [before])["os"][0]
+    bins = time_bins(targets[:, 0], task.cuts)
+    events = np.bincount(bins[targets[:, 1] == 1], minlength=task.outputs)
+    assert events.max() - events.min() <= 1
+    own = np.searchsorted(before.cuts["os"], times[run.train], side="right")
+    np.testing.assert_array_equal(bins, own)
+    problem.targets["os"][np.concatenate([run.val, run.test]), 0] *= 100
+    assert fixed_of(problem, run, config.train).cuts == before.cuts
+
+
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_stacked_adam_equals_torch_for_each_run(decoupled: bool) -> None:
     start = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -239,6 +278,12 @@ def test_groups_against_and_prediction(cohort: Make, tmp_path: Path) -> None:
     assert line["predicted"] == max(said, key=said.__getitem__)
     by_patient = list(csv.DictReader(predict_mil(tmp_path / "p", features, tmp_path / "n2", labels=labels).open()))
     assert len(by_patient) == 20
+    averaged = list(csv.DictReader(predict_mil(tmp_path / "a", features, tmp_path / "n3", labels=labels).open()))
+    scored = {row["slide"]: float(row["p_mut"]) for row in table}
+    assert [row["slide"] for row in averaged] == list(dict.fromkeys(f"P{int(name[1:]) // 2}" for name in scored))
+    for row in averaged:
+        slides = [scored[f"S{2 * int(row['patient'][1:]) + k}"] for k in (0, 1)]
+        assert float(row["p_mut"]) == pytest.approx(np.mean(slides), abs=1e-6)
     tiles = heads.tile_scores(planted(5, True))
     assert set(tiles) == {"mut: wild", "mut: mut"}
     assert np.allclose(tiles["mut: wild"] + tiles["mut: mut"], 1, atol=1e-5)
@@ -302,6 +347,19 @@ def test_bad_bags(cohort: Make, tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
+def test_slide_names_of_feature_files(cohort: Make, tmp_path: Path) -> None:
+    features, labels = cohort(40)
+    for file in list(features.iterdir()):
+        file.rename(features / f"{file.stem}.svs.h5")
+    labels.write_text(labels.read_text().replace("\nS", "\ns"))
+    refused(features, labels, tmp_path / "o", "s0 differs from S0 in upper and lower case")
+    labels.write_text(labels.read_text().replace("\ns", "\nS"))
+    refused(features, labels, tmp_path / "o", "no task called", tasks=["x"])
+    assert open_features(features).slides == sorted(f"S{n}" for n in range(40))
+    write_h5(features / "S3.h5", planted(3, True))
+    refused(features, labels, tmp_path / "o", "hold S3 twice")
+
+
 def test_labels_of_unknown_slides(cohort: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features, labels = cohort(40)
     labels.write_text(labels.read_text() + "X1,PX,mut,train\nX2,PX,mut,train\n")
@@ -319,6 +377,7 @@ def test_other_refusals(cohort: Make, tmp_path: Path) -> None:
     refused(features, labels, out, "unknown key lrr", RecipeError, changes=["train.lrr=1"])
     refused(features, labels, out, "head linear reads one vector a slide", head="linear")
     refused(features, labels, out, "setting hiden", RecipeError, head="abmil", changes=["head.hiden=3"])
+    refused(features, labels, out, "cannot compare with .*none", against=tmp_path / "none")
     labels.write_text(labels.read_text().replace("S1,P0,wild,train", "S1,P0,wild,test"))
     refused(features, labels, out, "1 patients are on both sides of the given split, first P0")
     labels.write_text(labels.read_text().replace("S1,P0,wild,test", "S1,P0,mut,train"))
@@ -343,6 +402,11 @@ def test_cox_trains_on_joint_bags(tmp_path: Path) -> None:
     assert rows[0]["n_per_class"] == {"event": 16, "censored": 4}
     refused(*place, tmp_path / "p", "compares bags: set train.batch to 32", changes=changes[:1])
     refused(*place, tmp_path / "p", "needs 32 training bags", changes=[*changes, "protocol.val_share=0.5"])
+    header, *rest = lines
+    more = [f"{header},t", *(f"{line},{n % 2}" for n, line in enumerate(rest))]
+    more[3] = "S2,P2,,,train,0"
+    place[1].write_text("\n".join(more))
+    refused(*place, tmp_path / "p", "1 bags of fold 1 have no survival label", changes=changes, joint=True)
 
 
 @pytest.mark.slow

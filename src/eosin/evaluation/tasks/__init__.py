@@ -29,13 +29,14 @@ FAMILIES = ("hest", "pathorob")
 def open_tasks(
     specs: Sequence[str], data: PathLike | None = None, any_count: bool = False, kinds: Sequence[str] | None = None
 ) -> list[Task]:
-    """The tasks that `specs` name, families expanded; `all` = every public task that is found below `data`, of `kinds` where given.
+    """The tasks that `specs` name, families expanded; `all` = every public task that is found below `data`, of
+    `kinds` where given.
 
     Which ones `all` leaves out is said in one line. Raises DataError as `open_task`, and where `all` finds
     nothing.
     """
     tasks = []
-    for spec in [name for spec in specs for name in expand(spec)]:
+    for spec in [name for word in specs for name in expand(word)]:
         if spec != "all":
             tasks.append(open_task(spec, data, any_count))
             continue

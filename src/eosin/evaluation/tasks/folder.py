@@ -31,6 +31,9 @@ def read_folder(name: str, root: Path) -> Task:
     parts = split_tops or [root]
     if all({"images", "masks"} <= {top.name for top in _subfolders(part)} for part in parts):
         return _read_masks(name, root, parts, bool(split_tops))
+    if any(top.name == "images" for part in parts for top in _subfolders(part)):
+        wanted = "masks of the same names in a folder `masks`, or a table with `file` and `mask`"
+        raise DataError(f"task {name}: {root} has a folder `images`, which is no class; segmentation needs {wanted}")
     paths: list[Path] = []
     labels: list[str] = []
     split: list[str] = []
