@@ -9,6 +9,8 @@ HF_HUB_OFFLINE=1 only what is cached is used. How they are loaded is `weights.py
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -184,6 +186,19 @@ def cached_file(entry: ZooEntry) -> Path | None:
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from logging each of its tries: what went wrong is told once, as an error."""
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 def fetch_weights(entry: ZooEntry) -> Path:
     """The file with the weights of an entry: from the hub's cache, else from the hub.
 
@@ -198,7 +213,8 @@ def fetch_weights(entry: ZooEntry) -> Path:
     missing: Exception | None = None
     for file in where.files:
         try:
-            return Path(hf_hub_download(where.repo, file, revision=where.revision))
+            with quiet_hub():
+                return Path(hf_hub_download(where.repo, file, revision=where.revision))
         except LocalEntryNotFoundError as error:  # a subclass of the next one; no other file can be had either
             raise WeightsError(_refusal(entry, error)) from error
         except EntryNotFoundError as error:

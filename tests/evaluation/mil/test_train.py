@@ -27,7 +27,7 @@ from .conftest import WIDTH, planted, write_h5
 
 Make = Callable[..., tuple[Path, Path]]
 SHORT = ["train.epochs=3"]
-QUICK = ["train.epochs=12", "train.lr=1e-3", "head.hidden=32", "head.attention=16", "train.schedule=constant"]
+QUICK = ["train.epochs=8", "train.lr=2e-3", "head.hidden=32", "head.attention=16", "train.schedule=constant"]
 
 
 def test_attention_finds_what_the_mean_cannot_see(cohort: Make, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ class Killed(Exception):
 def test_a_killed_call_goes_on(cohort: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = cohort(40)
     out, words = tmp_path / "out", {"head": "abmil", "protocol": "exaone", "seeds": 3}
-    changes = [*SHORT, "head.hidden=16", "train.stack_gb=1e-6"]  # one run at a time
+    changes = ["train.epochs=2", "head.hidden=8", "head.attention=4", "train.stack_gb=1e-6"]  # one run at a time
     whole = train_mil(features, labels, tmp_path / "whole", changes=changes, **words)
     finished, trained = fit._finished, []
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from eosin.evaluation.mil.bags import Bags, Features
 from eosin.evaluation.mil.config import TrainSettings
 from eosin.evaluation.mil.splits import Rows, Run
-from eosin.models.slide_task import SlideTask
+from eosin.models.slide_task import SlideTask, hazard_cuts
 from eosin.randomness import Words
 
+Pool = Literal["", "mean", "max"]
 Scale = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
@@ -36,7 +37,7 @@ class Problem:
     tasks: tuple[SlideTask, ...]
     targets: dict[str, npt.NDArray[Any]]
     weights: dict[str, float]
-    pool: Literal["", "mean", "max"] = ""
+    pool: Pool = ""
     _pooled: dict[int, Features] = field(default_factory=dict)
     _moments: dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = field(default_factory=dict)
 
@@ -67,12 +68,13 @@ class Fixed(NamedTuple):
     """What a run takes from its training bags before it starts.
 
     scale: mean and sd [D] of the features, every bag counting once (None: as they are). values: task -> mean, sd of
-    regression targets. classes: task -> weight of each class.
+    regression targets. classes: task -> weight of each class. cuts: task -> inner edges of survival's time bins.
     """
 
     scale: Scale | None
     values: dict[str, tuple[float, float]]
     classes: dict[str, npt.NDArray[np.float32]]
+    cuts: dict[str, tuple[float, ...]]
 
 
 def fixed_of(problem: Problem, run: Run, settings: TrainSettings) -> Fixed:
@@ -84,7 +86,7 @@ def fixed_of(problem: Problem, run: Run, settings: TrainSettings) -> Fixed:
         square = np.mean([second for _, second in moments], axis=0)
         sd = np.sqrt(np.maximum(square - mean**2, 0))
         scale = mean.astype(np.float32), np.where(sd > 1e-8, sd, 1).astype(np.float32)
-    values, classes = {}, {}
+    values, classes, cuts = {}, {}, {}
     for task in problem.tasks:
         target = problem.targets[task.name][run.train]
         if task.kind == "regression":
@@ -93,7 +95,15 @@ def fixed_of(problem: Problem, run: Run, settings: TrainSettings) -> Fixed:
         elif task.has_classes and settings.class_weights:
             counts = np.bincount(target[target >= 0], minlength=task.outputs)
             classes[task.name] = (counts.sum() / np.maximum(counts, 1) / len(counts)).astype(np.float32)
-    return Fixed(scale, values, classes)
+        elif task.loss == "hazard":
+            cuts[task.name] = cuts_of(target, len(task.cuts) + 1)
+    return Fixed(scale, values, classes, cuts)
+
+
+def cuts_of(labels: npt.NDArray[np.float64], bins: int) -> tuple[float, ...]:
+    """Inner edges of at most `bins` time bins with equally many events of labels [n, 2]; none for a single event."""
+    events = np.unique(labels[labels[:, 1] == 1, 0])
+    return hazard_cuts(labels[:, 0], labels[:, 1], min(bins, len(events))) if len(events) > 1 else ()
 
 
 def order_of(problem: Problem, run: Run, epoch: int, settings: TrainSettings) -> Rows:
@@ -151,6 +161,11 @@ def targets_of(problem: Problem, rows: Sequence[Rows], slots: int, fixed: Sequen
             if task.kind == "regression":
                 mean, sd = fixed[run].values[task.name]
                 block[run] = (block[run] - mean) / sd
+            elif task.loss == "hazard":
+                # Losses know the task's edges: a time in the same one of its bins stands for the run's own bin.
+                times = block[run, :, 0]
+                inside = np.array([-np.inf, *task.cuts])[np.searchsorted(fixed[run].cuts[task.name], times, "right")]
+                block[run, :, 0] = np.where(np.isnan(times), np.nan, inside)
         found[task.name] = torch.from_numpy(block if task.has_classes else block.astype(np.float32))
     return found
 

@@ -82,6 +82,7 @@ class MilFolder:
             "seed": fitted.run.seed,
             "fold": fitted.run.fold,
             "values": fitted.fixed.values,
+            "cuts": fitted.fixed.cuts,
             "curve": fitted.curve,
             "best_epoch": fitted.best_epoch,
             "seconds": fitted.seconds,
@@ -105,7 +106,8 @@ class MilFolder:
 
             scale = part("scale")
             values = {name: (float(mean), float(sd)) for name, (mean, sd) in told["values"].items()}
-            fixed = Fixed((scale["mean"].numpy(), scale["sd"].numpy()) if scale else None, values, {})
+            cuts = {name: tuple(edges) for name, edges in told["cuts"].items()}
+            fixed = Fixed((scale["mean"].numpy(), scale["sd"].numpy()) if scale else None, values, {}, cuts)
             val, test = ({name: own.numpy() for name, own in part(name).items()} for name in ("val", "test"))
             return Fitted(run, part("state"), fixed, val, test, told["curve"], told["best_epoch"], told["seconds"])
         except Exception:

@@ -217,6 +217,10 @@ def _kind(path: Path, column: str, words: Sequence[str]) -> Kind:
     if all(number is not None for number in numbers):
         whole = all(number == int(number) for number in numbers if number is not None)
         return "classification" if whole and len(distinct) <= MOST_CLASSES else "regression"
+    fractions = [number for number in numbers if number is not None and number != int(number)]
+    if fractions:
+        odd = sorted(word for word in distinct if _number(word) is None)[0]
+        raise DataError(f"column {column} of {path} holds numbers and also {odd!r}; empty the cell, or use --task")
     if len(distinct) > max(MOST_CLASSES, sum(bool(word) for word in words) // 2):
         raise DataError(
             f"column {column} of {path} has {len(distinct)} different words and looks like no task;"

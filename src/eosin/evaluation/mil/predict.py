@@ -126,9 +126,7 @@ def _refuse_other_model(source: FeatureSource, info: dict[str, Any]) -> None:
         )
 
 
-def _whom(
-    source: FeatureSource, labels: PathLike | None, group: str
-) -> tuple[dict[str, list[str]], dict[str, str]]:
+def _whom(source: FeatureSource, labels: PathLike | None, group: str) -> tuple[dict[str, list[str]], dict[str, str]]:
     """The slides of each row, and the patient of each, where a table says so."""
     if labels is None:
         if group != "slide":

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import DataError
 from eosin.evaluation.mil.bags import Bags, patient_row
-from eosin.evaluation.mil.batches import Problem
+from eosin.evaluation.mil.batches import Pool, Problem, cuts_of
 from eosin.evaluation.mil.config import MilConfig
 from eosin.evaluation.mil.fit import Outputs
 from eosin.evaluation.mil.intervals import Predicted
@@ -23,11 +23,11 @@ from eosin.evaluation.mil.labels import TaskLabels
 from eosin.evaluation.mil.scores import Floats
 from eosin.evaluation.mil.splits import Rows, Run, Subjects, plan_runs
 from eosin.evaluation.mil.task_files import SURVIVAL_BINS
-from eosin.models.slide_task import SlideTask, hazard_cuts
+from eosin.models.slide_task import SlideTask
 from eosin.progress import say
 
 JOINT = "all tasks"
-POOLED: dict[str, Literal["mean", "max"]] = {"mean-linear": "mean", "max-linear": "max"}
+POOLED: dict[str, Pool] = {"mean-linear": "mean", "max-linear": "max"}
 """Heads that read one vector of a bag. Scaling features goes before pooling or after it alike."""
 
 
@@ -69,7 +69,7 @@ def _problem(bags: Bags, tasks: tuple[TaskLabels, ...], config: MilConfig, seeds
     slide_tasks = tuple(_slide_task(task, fitting, config) for task in chosen)
     targets = {task.name: task.values for task in chosen}
     weights = {task.name: task.file.weight if task.file else 1.0 for task in chosen}
-    pool = POOLED.get(config.kind, "") if config.train.max_tiles is None else ""
+    pool: Pool = POOLED.get(config.kind, "") if config.train.max_tiles is None else ""
     return Problem(name, own, slide_tasks, targets, weights, pool), runs
 
 
@@ -105,17 +105,16 @@ def check_counts(task: TaskLabels, run: Run, config: MilConfig, quiet: bool = Fa
 
 
 def _slide_task(task: TaskLabels, rows: Rows, config: MilConfig) -> SlideTask:
-    """The task as heads know it; of survival with time bins that hold equally many events of `rows`."""
+    """The task as heads know it; of survival with time bins of `rows`. Runs train with bins of their own (Fixed)."""
     if task.kind != "survival":
         return SlideTask(task.name, task.kind, task.classes)
     if config.train.survival == "cox":
         return SlideTask(task.name, "survival")
     labels = task.values[rows]
-    events = np.unique(labels[labels[:, 1] == 1, 0])
-    bins = min(task.file.bins if task.file else SURVIVAL_BINS, len(events))
-    if bins < 2:
-        raise DataError(f"task {task.name}: {len(events)} different event times; discrete survival needs two or more")
-    return SlideTask(task.name, "survival", cuts=hazard_cuts(labels[:, 0], labels[:, 1], bins))
+    cuts = cuts_of(labels, task.file.bins if task.file else SURVIVAL_BINS)
+    if not cuts:
+        raise DataError(f"task {task.name}: one event time at most is known; discrete survival needs two or more")
+    return SlideTask(task.name, "survival", cuts=cuts)
 
 
 def predictions_of(task: SlideTask, logits: npt.NDArray[np.float32]) -> Floats:

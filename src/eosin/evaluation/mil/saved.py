@@ -159,7 +159,7 @@ def save_heads(
                 tensors |= {f"{key}/mean": torch.from_numpy(fitted.fixed.scale[0])}
                 tensors |= {f"{key}/sd": torch.from_numpy(fitted.fixed.scale[1])}
             entry = {"seed": fitted.run.seed, "fold": fitted.run.fold, "best_epoch": fitted.best_epoch}
-            entries.append({**entry, "values": fitted.fixed.values})
+            entries.append({**entry, "values": fitted.fixed.values, "cuts": fitted.fixed.cuts})
         told.append({"name": name, "tasks": [task.to_dict() for task in tasks], "runs": entries})
     flat = [task.to_dict() for _, tasks, _ in groups for task in tasks]
     with atomic_folder(folder) as temporary:
@@ -208,4 +208,4 @@ def _member(
     if f"{key}/mean" in tensors:
         scale = tensors[f"{key}/mean"].numpy(), tensors[f"{key}/sd"].numpy()
     values = {name: (float(mean), float(sd)) for name, (mean, sd) in entry["values"].items()}
-    return _Member(head.to(device).eval(), Fixed(scale, values, {}))
+    return _Member(head.to(device).eval(), Fixed(scale, values, {}, {}))
