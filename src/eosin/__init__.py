@@ -19,6 +19,7 @@ _PUBLIC = {
     "load_heads": "eosin.evaluation.mil",
     "heatmap": "eosin.report.heatmap",
     "evaluate": "eosin.evaluation",
+    "leaderboard": "eosin.report.leaderboard:write_leaderboard",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

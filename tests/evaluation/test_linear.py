@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from eosin.errors import DataError
 from eosin.evaluation.probes import Examples, linear
+from eosin.evaluation.probes.linear import eva_shots
 from eosin.evaluation.probes.linear_fit import LinearSettings, new_heads, train_fixed, train_watched
 from eosin.evaluation.probes.order import even_batches, shuffled_epochs
 from eosin.evaluation.probes.schedules import Per, Schedule, lr_factors
@@ -282,3 +283,12 @@ def test_read_only_features_are_taken(tmp_path: Path) -> None:
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     kept = linear(Examples(mapped, train.y), mapped[:50], 4, steps=20)
     assert (kept.scores == linear(train, train.x[:50], 4, steps=20).scores).all()
+
+
+def test_evas_draws_are_balanced_and_go_on_from_run_to_run() -> None:
+    labels = np.array([1, 0] * 50)
+    drawn = eva_shots(labels, 10, 3)
+    assert [sorted(labels[rows].tolist()) for rows in drawn] == [[0] * 10 + [1] * 10] * 3
+    assert all(len(set(rows.tolist())) == 20 for rows in drawn)
+    assert len({tuple(sorted(rows.tolist())) for rows in drawn}) == 3
+    assert (eva_shots(labels, 10, 2) == drawn[:2]).all()

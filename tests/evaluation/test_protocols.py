@@ -217,6 +217,19 @@ def test_ten_shot_task_draws_anew_each_run() -> None:
     assert judge(task, x, quick).run_scores.shape == (4,)
 
 
+@pytest.mark.parametrize("name", ["knn", "logreg"])
+def test_other_probes_run_on_fifty_draws_of_a_ten_shot_task(name: str) -> None:
+    task, x = make({"train": 400, "val": 60, "test": 60}, 2, shots=10)
+    protocol = PROTOCOLS[name]
+    settings = {**protocol.settings, **({"grid": [0.1]} if name == "logreg" else {})}
+    outcome = judge(task, x, Protocol(**{**protocol.__dict__, "settings": settings}))
+    assert outcome.run_scores.shape == (50,)
+    assert outcome.run_scores.std() > 0.005
+    full, _ = make({"train": 400, "val": 60, "test": 60}, 2)
+    assert judge(full, x, protocol).run_scores.mean() > outcome.run_scores.mean()
+    assert judge(task, x, PROTOCOLS["simpleshot-4"]).run_scores.shape == (1000,)
+
+
 def test_logits_taken_for_probabilities() -> None:
     """Two sets of logits with one order: a batch inside [0, 1] is cut at .5, any other at 0."""
     inside = torch.tensor([0.1, 0.2, 0.6, 0.9])[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,11 +15,13 @@ import pytest
 import tifffile
 
 from eosin.errors import DataError
-from eosin.report.heatmap_features import check_model, tiles_of
+from eosin.report.heatmap import HeatmapOptions
+from eosin.report.heatmap_features import check_model, feature_file, tiles_of
 from eosin.report.heatmap_files import write_csv, write_geojson, write_ome
 from eosin.report.heatmap_paint import Tiles, colours, most_and_least, overlay, paint, read_tiles
 from eosin.report.heatmap_values import concentration, percentiles, values_of
-from eosin.slides import open_slide
+from eosin.slides import Cohort, open_slide
+from eosin.slides.synthetic import write_slides
 
 
 class Planted:
@@ -250,3 +253,24 @@ def test_features_of_another_slide_or_model_are_refused(region: Path, tmp_path: 
     with pytest.raises(DataError, match="the heads were trained on m \\(right\\)"):
         check_model(Planted(), {"model": "n", "model_hash": "wrong"}, "f.h5")
     check_model(Planted(), {}, "f.h5")
+
+
+def test_slides_of_one_name_get_their_own_features(tmp_path: Path) -> None:
+    paths = write_slides(tmp_path / "a", count=1, size_px=1024, workers=1)
+    (tmp_path / "b").mkdir()
+    paths.append(shutil.copy(paths[0], tmp_path / "b"))
+    cohort = Cohort.index(paths, tmp_path / "cohort.parquet", workers=0)
+    features = tmp_path / "features"
+    features.mkdir()
+    for name in ("synthetic-01", "synthetic-01-2"):
+        (features / f"{name}.h5").touch()
+    (features / "embedding.json").write_text(json.dumps({"cohort": str(cohort.path)}))
+    assert [feature_file(features, path).stem for path in paths] == ["synthetic-01", "synthetic-01-2"]
+    with pytest.raises(DataError, match="several slides named synthetic-01; give --features"):
+        feature_file(features, tmp_path / "moved" / "synthetic-01.svs")
+
+
+@pytest.mark.parametrize("words", [{"opacity": 2.0}, {"share": 0.0}, {"objects": "cell"}, {"ome": "foo"}])
+def test_bad_options_are_told_before_anything_is_written(words: dict[str, Any]) -> None:
+    with pytest.raises(DataError):
+        HeatmapOptions(**words)

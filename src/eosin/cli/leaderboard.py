@@ -12,8 +12,11 @@ import typer
 
 def leaderboard(
     results: Annotated[
-        list[Path],
-        typer.Argument(metavar="RESULTS…", help="Folders or results.json of `eosin eval` and `eosin mil train`."),
+        list[str],
+        typer.Argument(
+            metavar="RESULTS…",
+            help="Folders or results.json of `eosin eval` and `eosin mil train`; NAME=PATH names its model.",
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The page.")] = Path("leaderboard.html"),
     csv: Annotated[Path | None, typer.Option("--csv", help="The same as CSV, a line a result.")] = None,

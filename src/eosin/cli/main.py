@@ -13,6 +13,7 @@ from eosin.cli.eval import eval_
 from eosin.cli.export import export
 from eosin.cli.heatmap import heatmap
 from eosin.cli.index import index
+from eosin.cli.leaderboard import leaderboard
 from eosin.cli.mil import mil
 from eosin.cli.quickstart import quickstart
 from eosin.cli.recipes import recipes
@@ -36,6 +37,7 @@ app.command()(index)
 app.command()(train)
 app.command()(export)
 app.command(name="eval")(eval_)
+app.command()(leaderboard)
 app.command()(embed)
 app.add_typer(mil, name="mil")
 app.command()(heatmap)

@@ -14,10 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.evaluation.folds import Fold, folds_of, reported_split
-from eosin.evaluation.probes import PROBES, Examples, Prediction
+from eosin.evaluation.probes import PROBES, Examples, Prediction, Probe
+from eosin.evaluation.probes.simpleshot import draw_shots
 from eosin.evaluation.protocols import Protocol
 from eosin.evaluation.statistics import describe, interval
 from eosin.evaluation.tasks import Task
+from eosin.randomness import Words
+
+_FEW_RUNS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,18 +110,38 @@ def _predict(task: Task, features: npt.NDArray[np.float32], protocol: Protocol, 
     settings = protocol.settings_for(task.name)
     if fold.watch is not None:
         settings["watch"] = examples(fold.watch)
-    if task.shots is not None and protocol.probe == "linear":
-        settings["shots"] = task.shots
+    settings.update(seed=protocol.seed, fold=number)
+    train, test = examples(fold.train), examples(fold.test).x
+    inner = [(examples(fit), examples(val)) for fit, val in fold.inner]
     probe = PROBES[protocol.probe]
-    return probe(
-        examples(fold.train),
-        examples(fold.test).x,
-        len(task.classes),
-        inner=[(examples(fit), examples(val)) for fit, val in fold.inner],
-        seed=protocol.seed,
-        fold=number,
-        **settings,
-    )
+    if task.shots is None or "shots" in settings:
+        return probe(train, test, len(task.classes), inner=inner, **settings)
+    if protocol.probe == "linear":
+        return probe(train, test, len(task.classes), inner=inner, shots=task.shots, **settings)
+    return _on_few(probe, train, test, len(task.classes), inner, task.shots, settings)
+
+
+def _on_few(
+    probe: Probe,
+    train: Examples,
+    test: npt.NDArray[np.float32],
+    classes: int,
+    inner: Sequence[tuple[Examples, Examples]],
+    shots: int,
+    settings: dict[str, Any],
+) -> Prediction:
+    """A probe that knows nothing of few samples, on `_FEW_RUNS` draws of `shots` samples a class: a run each."""
+
+    def draws(part: Examples) -> list[Examples]:
+        words = Words(settings["seed"], "few shots", shots, settings["fold"])
+        picks = draw_shots(part.y, classes, shots, _FEW_RUNS, words).reshape(_FEW_RUNS, -1)
+        return [Examples(part.x[rows], part.y[rows]) for rows in picks]
+
+    # Choices are made with as few, drawn from what the first held-out part does not have.
+    judges = [(few, held_out) for fit, held_out in inner[:1] for few in draws(fit)]
+    found = [probe(few, test, classes, inner=judges[run : run + 1], **settings) for run, few in enumerate(draws(train))]
+    scores = np.mean([one.scores for one in found], axis=0)
+    return Prediction(scores, np.concatenate([one.runs for one in found]), _merged([one.choices for one in found]))
 
 
 def _per_run(hits: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from eosin.errors import DataError
 from eosin.evaluation import protocol_settings as known
+from eosin.evaluation.protocol_settings import Watch
 from eosin.provenance import hash_of
-
-Watch = Literal["reported", "inner"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Protocol:
             self,
             id=f"{self.id}~{switch}",
             settings={**self.settings, **off.off},
-            watch=self.watch if off.watch is None else off.watch[1],
+            watch=self.watch if off.watch is None else off.watch,
             switches=tuple(name for name in self.switches if name != switch),
         )
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,27 @@ def feature_writer(
     target = Path(path)
     for left in target.parent.glob(f".{target.name}.*.tmp"):
         left.unlink(missing_ok=True)
-    with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
-        yield FeatureWriter(file, coords, attributes, encoder)
+    with atomic_path(target) as temporary, _plain_errors():
+        file = h5py.File(temporary, "w")
+        try:
+            yield FeatureWriter(file, coords, attributes, encoder)
+        except BaseException:
+            with suppress(OSError, RuntimeError):  # on a full disk closing fails as well
+                file.close()
+            raise
+        file.close()
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """HDF5 wraps what the system says (disk full, file too large) in its own words; raise that as it is."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def write_clam(folder: PathLike, source: PathLike) -> None:

@@ -23,7 +23,7 @@ from eosin.models import EncoderConfig, ViT
 from eosin.models.exported import read_export, read_export_state
 from eosin.models.timm_models import config_of_timm
 from eosin.models.weights import load_encoder, open_encoder, read_state
-from eosin.models.zoo import ZooEntry, all_words, fetch_weights, find_entry
+from eosin.models.zoo import ZooEntry, all_words, fetch_weights, find_entry, quiet_hub
 from eosin.provenance import hash_state
 
 
@@ -183,7 +183,7 @@ def _from_timm(name: str, wish: _Wish) -> Encoder:
 
 def _build_timm(name: str, pretrained: bool, input_size: int | None, seed: int) -> nn.Module:
     arguments: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_hub():
         torch.manual_seed(seed)
         try:
             if input_size is None:
@@ -195,7 +195,8 @@ def _build_timm(name: str, pretrained: bool, input_size: int | None, seed: int) 
         except Exception as error:
             # A hub that cannot be reached fails in a dozen types of exceptions; each means the same to the
             # user.
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            first = str(error).strip().partition("\n")[0].split(". ")[0].rstrip(".")
+            reason = first or type(error).__name__
             what = "get the weights of" if pretrained else "build"
             raise WeightsError(f"cannot {what} {name}: {reason}; use --weights FILE or --random-init") from error
 

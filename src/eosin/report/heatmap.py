@@ -17,11 +17,19 @@ from typing import Any
 import numpy as np
 
 from eosin import figures
-from eosin.errors import DataError, OutputError
+from eosin.errors import DataError, OutputError, SlideError
 from eosin.files import PathLike, check_writable, write_bytes, write_json
 from eosin.provenance import versions
 from eosin.report.heatmap_features import check_model, embedded, feature_file, open_scaled, tiles_of
-from eosin.report.heatmap_files import ObjectType, OmeKind, write_csv, write_geojson, write_ome
+from eosin.report.heatmap_files import (
+    ObjectType,
+    OmeKind,
+    check_objects,
+    check_ome,
+    write_csv,
+    write_geojson,
+    write_ome,
+)
 from eosin.report.heatmap_page import HeatmapFiles, Shown, tile_words, write_heatmap_page
 from eosin.report.heatmap_paint import (
     OPACITY,
@@ -64,6 +72,13 @@ class HeatmapOptions:
     share: float = 1.0
     opacity: float = OPACITY
 
+    def __post_init__(self) -> None:
+        """DataError for a word or number that nothing can be drawn with, before anything is read or written."""
+        if not 0 <= self.opacity <= 1:
+            raise DataError(f"opacity {self.opacity} is outside 0 to 1")
+        check_ome(self.ome)
+        check_objects(self.objects, self.share)
+
 
 def heatmap(
     heads_dir: PathLike,
@@ -97,8 +112,8 @@ def heatmap(
 
     started = time.perf_counter()
     chosen = options or HeatmapOptions()
-    if not 0 <= chosen.opacity <= 1:
-        raise DataError(f"opacity {chosen.opacity} is outside 0 to 1")
+    if not Path(slide).exists():
+        raise SlideError(f"{slide}: no such slide")
     files = HeatmapFiles(check_writable(out))
     _refuse_other_slide(files, Path(slide).name)
     heads = load_heads(heads_dir, find_device(device))
@@ -115,6 +130,7 @@ def heatmap(
         told: dict[str, Any] = {
             "heads": str(heads_dir),
             "features": str(source),
+            "features_of": found.attributes.get("name"),
             "scores": slide_scores(heads, found.features),
         }
         told |= {key: heads.info.get(key) for key in ("head", "model", "model_hash")} | {"command": command}
@@ -169,8 +185,8 @@ def _pictures(
     tissue, mpp = slide.overview(OVERVIEW_PX)
     shade = paint(tiles, values.shade, pitch_of(slide, mpp), tissue.shape[:2])
     drawn, grid = overlay(tissue, shade, opacity), colours(shade)
-    write_bytes(files.overlay, figures.png(with_legend(drawn, values, mpp)))
-    write_bytes(files.grid, figures.png(with_legend(grid, values, mpp)))
+    write_bytes(files.overlay, figures.png(with_legend(drawn, values, mpp, slide.path.name)))
+    write_bytes(files.grid, figures.png(with_legend(grid, values, mpp, slide.path.name)))
     most, least = (
         list(zip(numbers, read_tiles(slide, tiles, numbers), strict=True))
         for numbers in most_and_least(tiles, values.raw, SHOWN_TILES)

@@ -34,6 +34,20 @@ _SMALLEST_SIDE = 512
 _IDS = uuid.UUID("5f1f3a63-9a0e-4f0b-8f39-3a1c1f2f7d55")  # namespace: a tile has the same id in every run
 
 
+def check_ome(kind: str) -> None:
+    """Raise DataError where `kind` is no kind of OME-TIFF."""
+    if kind not in get_args(OmeKind):
+        raise DataError(f"{kind!r} is no kind of OME-TIFF; give {' or '.join(get_args(OmeKind))}")
+
+
+def check_objects(objects: str, share: float) -> None:
+    """Raise DataError where `objects` or `share` make no GeoJSON."""
+    if objects not in get_args(ObjectType):
+        raise DataError(f"{objects!r} are no QuPath objects; give {' or '.join(get_args(ObjectType))}")
+    if not 0 < share <= 1:
+        raise DataError(f"a share of {share} of the tiles is none; give a number above 0, up to 1")
+
+
 def write_ome(
     path: PathLike,
     slide: Slide,
@@ -53,8 +67,7 @@ def write_ome(
     """
     import tifffile
 
-    if kind not in get_args(OmeKind):
-        raise DataError(f"{kind!r} is no kind of OME-TIFF; give {' or '.join(get_args(OmeKind))}")
+    check_ome(kind)
     levels = _levels(slide, mpp)
     pixels = sum(height * width for height, width in levels)
     size = {"axes": "YXS"} if kind == "overlay" else {"axes": "YX"}
@@ -150,10 +163,7 @@ def write_geojson(
     `classification` (name and colour of the band of the shown value) and `measurements` (the shown value, its
     percentile, and every branch and class score). `share`: only the tiles with the highest values, 0 < share <= 1.
     """
-    if objects not in get_args(ObjectType):
-        raise DataError(f"{objects!r} are no QuPath objects; give {' or '.join(get_args(ObjectType))}")
-    if not 0 < share <= 1:
-        raise DataError(f"a share of {share} of the tiles is none; give a number above 0, up to 1")
+    check_objects(objects, share)
     count = max(1, round(share * len(tiles)))
     kept = np.sort(np.argsort(-values.raw, kind="stable")[:count])
     classes = [_class(values, band) for band in range(len(BANDS) - 1)]

@@ -13,11 +13,13 @@ from eosin import figures
 from eosin.files import PathLike, write_text
 from eosin.report.heatmap_paint import colours
 from eosin.report.heatmap_values import Values
+from eosin.report.mil_charts import round_ticks
 from eosin.report.page import Html, Section, duration, element, figure, number, picture, render_page, table
 
 _STOPS = 24  # of the legend's gradient
 _BINS = 40
 _EVEN = 0.99  # of all tiles: attention on so many is as good as even
+_LOGARITHMIC_FROM = 20  # largest value over smallest
 PICTURE_PX = 1400
 
 
@@ -115,7 +117,16 @@ def _map_section(shown: Shown) -> Section:
     pair = element(
         "div", tissue, grid, style=f"display:grid;grid-template-columns:{columns};gap:1rem;align-items:start"
     )
-    return Section("map", "Map", how, [_legend(values), pair])
+    return Section("map", "Map", how, [*_other_name(shown.summary), _legend(values), pair])
+
+
+def _other_name(summary: dict[str, Any]) -> list[Html]:
+    """A warning where the features say that they are of a slide of another name."""
+    name, stem = str(summary.get("features_of") or ""), Path(str(summary["slide"])).stem
+    if not name or stem in (name, Path(name).stem) or name.startswith(f"{stem}-"):
+        return []
+    words = f"The features say that they are of {name}. If that is another slide, this map means nothing."
+    return [element("p", words, class_="note bad")]
 
 
 def _legend(values: Values) -> Html:
@@ -160,7 +171,9 @@ def _spread_section(summary: dict[str, Any], values: Values) -> Section:
         )
         if told["effective"] > _EVEN * len(raw):
             alarm = "The head hardly prefers any tile: what the map shows are differences of next to no weight."
-        drawing = _histogram(raw, "attention × number of tiles (1 = even share), logarithmic", logarithmic=True)
+        wide = float(raw.max()) > _LOGARITHMIC_FROM * max(float(raw.min()), 1e-3)
+        label = f"attention × number of tiles (1 = even share){', logarithmic' if wide else ''}"
+        drawing = _histogram(raw, label, logarithmic=wide)
     else:
         low, middle, high = (number(float(of(raw)), 3) for of in (np.min, np.median, np.max))
         words = f"Scores run from {low} to {high}, median {middle}."
@@ -209,7 +222,7 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
         values = [math.log10(factor) + power for power in range(-3, 7) for factor in (1, 2, 5)]
         inside = [value for value in values if low <= value <= high]
         return inside if len(inside) <= 10 else [value for value in inside if abs(value - round(value)) < 1e-9]
-    return np.linspace(low, high, 6).tolist()
+    return round_ticks(low, high)
 
 
 def _tiles_section(shown: Shown) -> Section:

@@ -203,8 +203,8 @@ def tile_sheet(
     return np.asarray(sheet)
 
 
-def with_legend(picture: figures.Image, values: Values, mpp: float) -> figures.Image:
-    """The picture with, below it, the colours with their numbers, what these mean, and a scale bar."""
+def with_legend(picture: figures.Image, values: Values, mpp: float, name: str) -> figures.Image:
+    """The picture of the slide `name` with, below it, the colours, their numbers, what these mean, and a scale bar."""
     from PIL import Image, ImageDraw
 
     height, width = picture.shape[:2]
@@ -215,7 +215,7 @@ def with_legend(picture: figures.Image, values: Values, mpp: float) -> figures.I
     font, small = _font(16), _font(13)
     bar = min(360, across // 2)
     top = height + 34
-    pen.text((16, height + 8), values.title, _INK, font)
+    pen.text((16, height + 8), f"{name}: {values.title}", _INK, font)
     ramp = np.repeat(colours(np.linspace(0, 1, bar))[None], 14, axis=0)
     sheet.paste(Image.fromarray(ramp), (16, top))
     for shade in (0.0, 0.25, 0.5, 0.75, 1.0):

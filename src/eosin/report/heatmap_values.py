@@ -137,6 +137,8 @@ def choose_branch(names: list[str], scores: dict[str, dict[str, float]], task: s
     if not left:
         tasks = ", ".join(dict.fromkeys(name.rpartition(": ")[0] or name for name in names))
         raise DataError(f"the heads have no task {task!r}; they have {tasks}")
+    if task is not None and scores and task not in scores and left == ["all"]:
+        raise DataError(f"the heads have no task {task!r}; they have {', '.join(scores)}")
     if branch is not None:
         exact = [name for name in left if name == branch] or [n for n in left if n.rpartition(": ")[2] == branch]
         if not exact:

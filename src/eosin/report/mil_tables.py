@@ -221,7 +221,7 @@ def conditions_section(runs: Sequence[MilRun]) -> Section:
 
 def reproduce_section(runs: Sequence[MilRun], command: str) -> Section:
     """The command and every setting of the heads."""
-    body: list[Html] = [element("pre", element("code", command))] if command else []
+    body: list[Html] = [element("p", "Written by"), element("pre", element("code", command))] if command else []
     for run in runs:
         marks = run.config.get("marks") or {}
         settings = {key: run.config[key] for key in ("settings", "train", "protocol") if run.config.get(key)}
