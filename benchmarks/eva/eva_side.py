@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,7 +161,8 @@ def session(
     data = datamodule(folder, binary, workers, 256)
     module = head_module(width, classes, None, partial(torch.optim.AdamW, lr=3e-4))
     with tempfile.TemporaryDirectory() as root:
-        trainer(root, steps, patience, binary, runs).run_evaluation_session(module, data)
+        with redirect_stdout(io.StringIO()):  # its table of results
+            trainer(root, steps, patience, binary, runs).run_evaluation_session(module, data)
         (results,) = Path(root).rglob("results.json")
         (found,) = json.loads(results.read_text())["metrics"]["val"]
     return list(found[METRICS[binary]]["values"])

@@ -205,7 +205,7 @@ def speed(case: Case, steps: int, runs: int, repeats: int, trial: int, workers: 
             started = time.perf_counter()
             theirs = eva_side.session(folder, width, case.classes, steps, runs, workers, NO_PATIENCE, 42 + repeat)
             times["eva"].append(time.perf_counter() - started)
-            told = ", ".join(f"{name} {taken[-1]:.1f} s" for name, taken in times.items())
+            told = ", ".join(f"{name} {taken[-1]:.2f} s" for name, taken in times.items())
             print(f"repeat {repeat + 1}: {told}; ours {_told(found)} eva {_told(theirs)}", flush=True)
         median = {name: statistics.median(taken) for name, taken in times.items()}
         print(
@@ -213,7 +213,7 @@ def speed(case: Case, steps: int, runs: int, repeats: int, trial: int, workers: 
         )
         for name in ("ours, .pt", "ours, .npy"):
             ratio = median["eva"] / median[name]
-            print(f"  {name}: median {median[name]:.1f} s, eva {median['eva']:.1f} s, ratio {ratio:.0f}")
+            print(f"  {name}: median {median[name]:.2f} s, eva {median['eva']:.1f} s, ratio {ratio:.0f}")
 
 
 def main() -> int:

@@ -49,6 +49,8 @@ class _Lines:
         if seconds < self._pause:
             return
         speed = (self._done - self._said) / seconds
+        if speed <= 0:  # nothing was finished since the last line
+            return
         of = "" if self._total is None else f" of {self._total:.0f}"
         left = "" if self._total is None else f", {_duration((self._total - self._done) / speed)} left"
         behind = f", {note}" if note else ""

@@ -31,6 +31,25 @@ def test_resize_is_evas_transform(shape: tuple[int, int]) -> None:
     assert torch.equal(resize(batch_of(tile[None]), 64)[0], torch.as_tensor(chain(tile)))
 
 
+def test_texture_sees_rings_and_no_colour() -> None:
+    rows, cols = np.mgrid[-32:32, -32:32]
+    rings = 128 + 100 * np.cos(2 * np.pi * np.hypot(rows, cols) / 12)
+    stripes = 128 + 100 * np.cos(2 * np.pi * cols / 12)
+    encoder = load_model("texture")
+
+    def embed(grey: np.ndarray) -> np.ndarray:
+        return encoder.embed(np.repeat(grey.astype(np.uint8)[None, ..., None], 3, axis=3))[0].numpy()
+
+    found = encoder.embed(noise(8, 64, 64, 3)).numpy()
+    assert found.shape == (8, 30)
+    assert np.abs(embed(rings) - found.mean(axis=0)).max() > 10 * found.std(axis=0).max()
+    # 12 px is the first wavelength of the third octave: rings run in all directions, stripes in one.
+    assert embed(rings)[28] > embed(stripes)[28] + 0.5
+    np.testing.assert_allclose(embed(rings), embed(0.6 * rings + 40), atol=0.6)
+    with pytest.raises(WeightsError, match="texture has no weights"):
+        load_model("texture", random_init=True)
+
+
 def test_colour_is_mean_and_sd_of_the_raw_tile(shared_data: Path) -> None:
     tile = np.asarray(Image.open(next((shared_data / "colon5_tiles" / "val" / "H").glob("*.jpg"))))
     found = load_model("colour").embed(tile[None])[0].numpy()

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from eosin.errors import DataError, OutputError
-from eosin.features.encoder import ColourEncoder, VitEncoder
+from eosin.features.baselines import ColourEncoder
+from eosin.features.encoder import VitEncoder
 from eosin.models import EncoderConfig, ViT
 from eosin.report import write_run_report
 from eosin.report.run_page import training_seconds

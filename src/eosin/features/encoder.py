@@ -116,23 +116,6 @@ class Encoder(nn.Module, ABC):
         return (batch.float() / 255.0 - self.mean) / self.std
 
 
-class ColourEncoder(Encoder):
-    """The colour-only baseline: mean and standard deviation of R, G, B of the raw tile, 6 numbers in [0, 1].
-
-    No encoder is worth its cost on a task where it does not beat these.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(name="colour", width=6, pooling="mean", input_size=None, model_hash="colour-mean-sd")
-
-    def vector(self, features: Features) -> Tensor:
-        values = features.patches.flatten(1, 2)  # [B, H*W, 3]
-        return torch.cat([values.mean(dim=1), values.std(dim=1, unbiased=False)], dim=1)
-
-    def features(self, images: Tensor) -> Features:
-        return Features(None, images.permute(0, 2, 3, 1))
-
-
 class VitEncoder(Encoder):
     """Our own ViT (`eosin.models.ViT`) as an encoder."""
 

@@ -1,8 +1,8 @@
 """load_model: a word that names a model -> an Encoder.
 
-A word is an exported folder (ours, or any folder in timm's local-dir layout), a timm name, a name of the zoo, or
-`colour`. Nothing is guessed: weights must fit key by key and shape by shape. How files are read and keys are mapped
-is models/weights.py; what the zoo knows is models/zoo.py.
+A word is an exported folder (ours, or any folder in timm's local-dir layout), a timm name, a name of the zoo, a
+baseline (`colour`, `texture`). Nothing is guessed: weights must fit key by key and shape by shape. How files are read
+and keys are mapped is models/weights.py; what the zoo knows is models/zoo.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from eosin.errors import WeightsError
-from eosin.features.encoder import POOLINGS, ColourEncoder, Encoder, TimmEncoder, VitEncoder, has_class_token
+from eosin.features.baselines import BASELINES
+from eosin.features.encoder import POOLINGS, Encoder, TimmEncoder, VitEncoder, has_class_token
 from eosin.files import PathLike
 from eosin.models import EncoderConfig, ViT
 from eosin.models.exported import read_export, read_export_state
@@ -63,10 +64,11 @@ def load_model(
     wish = _Wish(None if weights is None else Path(weights).expanduser(), random_init, pooling, input_size, seed)
     name = str(model)
     folder = Path(model).expanduser()
-    if name == "colour":
+    encoder: Encoder
+    if name in BASELINES:
         if weights is not None or random_init:
-            raise WeightsError("colour has no weights: it is six numbers of the tile")
-        encoder: Encoder = ColourEncoder()
+            raise WeightsError(f"{name} has no weights: it is a few numbers worked out from the tile")
+        encoder = BASELINES[name]()
     elif folder.is_dir():
         encoder = _from_folder(folder, wish)
     elif timm.is_model(name) or name.startswith(("hf-hub:", "hf_hub:")):
@@ -225,4 +227,5 @@ def _unknown(name: str) -> str:
     words = {word: word for word in timm.list_models()} | all_words()
     close = difflib.get_close_matches(name.lower(), words, n=1)
     hint = f"; is {words[close[0]]!r} meant?" if close else "; `eosin zoo list` shows the published encoders"
-    return f"no model {name!r}: it is no exported folder, no timm name, no name of the zoo and not `colour`{hint}"
+    baselines = " or ".join(BASELINES)
+    return f"no model {name!r}: it is no exported folder, no timm name, no name of the zoo and not {baselines}{hint}"
