@@ -16,8 +16,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from eosin.errors import DataError, ResumeError
 from eosin.evaluation import evaluate
+from eosin.evaluation.evaluate import pooling_of
 from eosin.evaluation.folds import folds_of
-from eosin.evaluation.protocols import PROTOCOLS
+from eosin.evaluation.protocols import PROTOCOLS, find_protocols
 from eosin.evaluation.tasks import open_task
 from eosin.features import export_model, load_model
 from eosin.models import EncoderConfig, ViT
@@ -216,3 +217,10 @@ def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path: Path) -> Non
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(OutputError, match="locked"):
         evaluate("colour", ["a=nowhere"], "knn", tmp_path / "locked" / "out")
+
+
+def test_a_protocol_sets_the_pooling_unless_two_differ() -> None:
+    assert pooling_of(find_protocols("logreg,knn")) is None
+    assert pooling_of(find_protocols("midnight,logreg")) == "cls+mean"
+    with pytest.raises(DataError, match="one protocol at a time"):
+        pooling_of(find_protocols("midnight,eva-v2"))

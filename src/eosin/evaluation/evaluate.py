@@ -94,6 +94,7 @@ def evaluate(
         if model is None or not tasks:
             raise DataError("nothing to judge: give a model and tasks (a name or NAME=PATH), or features")
         opened = _open_tasks(tasks, data, protocols, model, any_count)
+        pooling = pooling or pooling_of(protocols)
         subjects = _subjects(model, against, baselines, pooling, input_size, weights, random_init, seed)
     folder = ResultsFolder(out, fresh)
     folder.refuse_others({(t.name, p.id, s.model, s.model_hash) for t in opened for p in protocols for s in subjects})
@@ -108,6 +109,15 @@ def evaluate(
         if subject.encoder is not None:
             subject.encoder.cpu()
     return _write(folder, subjects, opened, protocols, outcomes)
+
+
+def pooling_of(protocols: Sequence[Protocol]) -> str | None:
+    """The pooling that the protocols ask for, None where none does. DataError where they differ."""
+    wanted = {protocol.pooling: protocol.id for protocol in protocols if protocol.pooling is not None}
+    if len(wanted) > 1:
+        told = " and ".join(f"{name} reads {pooling}" for pooling, name in wanted.items())
+        raise DataError(f"{told}: judge by one protocol at a time, or say --pooling")
+    return next(iter(wanted), None)
 
 
 def _outcomes(
@@ -190,7 +200,7 @@ def _subject(model: PathLike | Encoder, **options: Any) -> Subject:
 
 
 def _baselines(model: PathLike | Encoder, first: Subject, seed: int) -> list[Subject]:
-    """Random weights in the architecture of `model`, seen the same way, and colour only."""
+    """Random weights in the architecture of `model`, seen the same way; colour only."""
     if isinstance(model, Encoder) or first.encoder is None:
         raise DataError("baselines need a model by name or folder: its architecture is built again")
     options = {"pooling": first.encoder.pooling, "input_size": first.encoder.input_size}

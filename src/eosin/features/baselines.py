@@ -6,6 +6,7 @@ No encoder is worth its cost on a task where it does not beat these.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -85,5 +86,5 @@ def gabor_bank() -> Tensor:
     return torch.stack(filters)[:, None]
 
 
-BASELINES: dict[str, type[Encoder]] = {"colour": ColourEncoder, "texture": TextureEncoder}
+BASELINES: dict[str, Callable[[], Encoder]] = {"colour": ColourEncoder, "texture": TextureEncoder}
 """Model words of encoders that have no weights."""

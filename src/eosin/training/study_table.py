@@ -18,7 +18,7 @@ import pandas
 from scipy import stats
 
 from eosin.errors import DataError
-from eosin.evaluation.protocols import PROTOCOLS
+from eosin.evaluation.protocols import find_protocols
 from eosin.evaluation.statistics import paired_difference
 
 Run = dict[str, Any]
@@ -148,7 +148,7 @@ def case_differences(
             first = ours[0]
             if any(not np.array_equal(first.samples, other.samples) for other in (*ours, *theirs)):
                 raise DataError(f"{probe}: runs of the study were judged on different samples")
-            protocol = PROTOCOLS[probe.partition("/")[0]]
+            protocol = find_protocols(probe.partition("/")[0])[0]
             found = paired_difference(
                 np.mean([run.correct for run in ours], axis=0),
                 np.mean([run.correct for run in theirs], axis=0),
