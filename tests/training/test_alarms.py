@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,11 +178,17 @@ def test_tiles_that_do_not_come_are_told_while_they_are_waited_for(run: RunFolde
     assert "no tiles for 0 seconds; give more reading processes" in read_lines(run.alarms)[0]["text"]
 
 
-def test_a_stall_that_is_set_to_stop_ends_the_wait(run: RunFolder) -> None:
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_stall_that_is_set_to_stop_ends_the_wait(run: RunFolder, ctrl_c: Any) -> None:
+    before = signal.signal(signal.SIGINT, ctrl_c)  # a shell's `&` and nohup have it ignored
     began = time.perf_counter()
-    with pytest.raises(TrainingStopped, match="no tiles for"):
-        list(Speed(CPU).waiting(slow(0.0, 30.0), alarms(run, data_stall="stop"), patience=0.2))
-    assert time.perf_counter() - began < 5
+    try:
+        with pytest.raises(TrainingStopped, match="no tiles for"):
+            list(Speed(CPU).waiting(slow(0.0, 30.0), alarms(run, data_stall="stop"), patience=0.2))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.perf_counter() - began < 10
+    assert signal.getsignal(signal.SIGURG) in (signal.SIG_DFL, signal.SIG_IGN)
     with pytest.raises(KeyboardInterrupt):  # Ctrl-C stays what it is
         for _ in Speed(CPU).waiting(slow(0.0), alarms(run), patience=60):
             raise KeyboardInterrupt

@@ -10,7 +10,9 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -133,7 +135,7 @@ class Alarms:
         self._raise_alarm("no_tiles", self._config.data_stall, text)
         if self._config.data_stall == "stop" and waiting is not None:
             self.stopping = _stopped("data_stall", self._step, text)
-            signal.pthread_kill(waiting, signal.SIGINT)
+            signal.pthread_kill(waiting, WAKE)
 
     def _raise_alarm(self, alarm: str, action: Action, text: str) -> None:
         """One line on stderr and a row in alarms.jsonl, unless this alarm was raised a short while ago."""
@@ -160,6 +162,36 @@ def stall_advice(workers: int) -> str:
         count = f"{mine} cores" if mine > 1 else "1 core"
         return f"give more reading processes (run.workers is {workers}, there are {count}) or a faster disk"
     return f"there are as many reading processes as cores ({mine}): a faster disk, or tiles cut beforehand (--tiles)"
+
+
+WAKE = signal.SIGURG
+"""What ends a wait for tiles. Not SIGINT: a shell's `&` and nohup have that ignored. Without a handler this one does
+nothing, so that one which comes too late does no harm.
+"""
+
+
+class Woken(BaseException):
+    """The wait for tiles was ended by `Alarms.tiles_are_late`."""
+
+
+@contextmanager
+def wakeable() -> Iterator[None]:
+    """A block that WAKE ends with Woken, where this is the main thread."""
+    if main_thread() is None:
+        yield
+        return
+    waits = True
+
+    def wake(number: int, frame: FrameType | None) -> None:
+        if waits:
+            raise Woken
+
+    before = signal.signal(WAKE, wake)
+    try:
+        yield
+    finally:
+        waits = False
+        signal.signal(WAKE, before or signal.SIG_DFL)
 
 
 def main_thread() -> int | None:

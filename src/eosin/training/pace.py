@@ -11,7 +11,7 @@ import torch
 
 from eosin.distributed import World
 from eosin.errors import TrainingStopped
-from eosin.training.alarms import Alarms, main_thread
+from eosin.training.alarms import Alarms, Woken, main_thread, wakeable
 
 T = TypeVar("T")
 
@@ -56,16 +56,15 @@ class Speed:
         while True:
             watchdog = threading.Timer(patience, lambda: alarms.tiles_are_late(patience, thread))
             watchdog.daemon = True
-            watchdog.start()
             stop = self._clock()
+            watchdog.start()
             try:
-                batch = next(batches)
+                with wakeable():
+                    batch = next(batches)
             except StopIteration:
                 return
-            except KeyboardInterrupt:
-                if alarms.stopping:
-                    raise TrainingStopped(alarms.stopping) from None
-                raise
+            except Woken:
+                raise TrainingStopped(alarms.stopping) from None
             finally:
                 watchdog.cancel()
             stop()
