@@ -94,7 +94,7 @@ def write_tasks(data: Path, folder: Path) -> list[str]:
     colon[["file", "label", "split"]].to_csv(folder / "colon5.csv", index=False)
     return [
         f"crc-cells={folder / 'cells.npz'}",
-        f"consep={folder / 'consep.csv'}",
+        f"consep-cells={folder / 'consep.csv'}",
         f"colon5={folder / 'colon5.csv'}",
     ]
 

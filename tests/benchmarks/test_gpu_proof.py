@@ -251,7 +251,7 @@ def test_the_whole_proof_at_toy_size(shared_data: Path, tmp_path: Path) -> None:
     assert {row["way"] for row in record["distributed"]["runs"]} == {"plain", "ddp", "fsdp", "resumed at step 2"}
     learning = record["learning"]
     assert learning["steps"] == 6
-    assert {row["task"] for row in learning["results"]} == {"crc-cells", "consep", "colon5"}
+    assert {row["task"] for row in learning["results"]} == {"crc-cells", "consep-cells", "colon5"}
     assert len(learning["comparisons"]) == 6  # trained against its own start and against colour, three tasks
     page = (tmp_path / "gpu_proof.html").read_text()
     assert "trained − its own start" in page
