@@ -24,6 +24,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from meeting import join, open_stores
+
 import eosin.distributed
 from conftest import TINY
 from eosin.distributed import World, local_part, world
@@ -144,8 +146,7 @@ def all_cases(case: Case) -> None:
 def main(rank: int, out: Path, port: int) -> None:
     torch.set_num_threads(1)
     eosin.distributed.TIMEOUT = timedelta(seconds=60)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    join(port, rank, 2)
     recipe, _ = load_recipe("quickstart", [*TINY, "parallel.strategy=fsdp"])
     with world(torch.device("cpu")) as here:
         case = Case(out, recipe, here)
@@ -154,7 +155,8 @@ def main(rank: int, out: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    words = Path(sys.argv[1]), int(sys.argv[2])
+    (store,) = open_stores(1)
+    words = Path(sys.argv[1]), store.port
     if (child := os.fork()) == 0:
         try:
             main(1, *words)

@@ -19,6 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from meeting import join, open_stores
+
 from conftest import TINY
 from eosin.training import train
 
@@ -43,14 +45,13 @@ RESUMED = {"resumed-2-fsdp": (2, ["parallel.strategy=fsdp"]), "resumed-1": (1, [
 
 
 def run(rank: int, size: int, port: int, tiles: str, out: Path, changes: list[str]) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    join(port, rank, size)
     train("quickstart", out, tiles=[tiles], mpp=0.5, set=[*SET, *changes], device="cpu")
 
 
-def main(rank: int, tiles: str, out: Path, port: int) -> None:
+def main(rank: int, tiles: str, out: Path, ports: list[int]) -> None:
     torch.set_num_threads(1)
-    for number, (name, (size, changes)) in enumerate((WAYS | RESUMED).items()):
+    for port, (name, (size, changes)) in zip(ports, (WAYS | RESUMED).items(), strict=True):
         if rank >= size:
             continue
         if name in RESUMED and rank == 0:  # as the four processes left it after 10 steps
@@ -60,7 +61,7 @@ def main(rank: int, tiles: str, out: Path, port: int) -> None:
             wait.touch()
         while not wait.exists():
             time.sleep(0.01)
-        run(rank, size, port + number, tiles, out / name, changes)
+        run(rank, size, port, tiles, out / name, changes)
 
 
 def child(rank: int, *words: Any) -> None:
@@ -74,7 +75,8 @@ def child(rank: int, *words: Any) -> None:
 
 
 if __name__ == "__main__":
-    words = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    stores = open_stores(len(WAYS | RESUMED))
+    words = sys.argv[1], Path(sys.argv[2]), [store.port for store in stores]
     children = []
     for rank in range(1, 4):
         if (number := os.fork()) == 0:

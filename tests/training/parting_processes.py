@@ -20,6 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from meeting import join, open_stores
+
 from conftest import TINY
 from eosin.errors import EosinError, PlanError
 from eosin.tiles import TileBatch
@@ -92,18 +94,18 @@ def run(rank: int, tiles: str, out: Path, case: dict[str, Any]) -> str:
     return "done"
 
 
-def main(rank: int, tiles: str, out: Path, port: int) -> None:
+def main(rank: int, tiles: str, out: Path, ports: list[int]) -> None:
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    for number, (name, case) in enumerate(CASES.items()):
-        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port + number))
+    for port, (name, case) in zip(ports, CASES.items(), strict=True):
+        join(port, rank, 2)
         began = time.monotonic()
         told = run(rank, tiles, out / name, case)
         (out / f"{name}.{rank}").write_text(f"{told}\n{time.monotonic() - began}")
 
 
 if __name__ == "__main__":
-    words = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    stores = open_stores(len(CASES))
+    words = sys.argv[1], Path(sys.argv[2]), [store.port for store in stores]
     child = os.fork()
     if child == 0:
         main(1, *words)

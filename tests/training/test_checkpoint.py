@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import zlib
@@ -40,10 +39,7 @@ from .conftest import TINY
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote and were told; `good` is a run with an FSDP checkpoint of step 2."""
     out = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    words = [sys.executable, str(Path(__file__).with_name("checkpoints_by_two.py")), str(out), str(port)]
+    words = [sys.executable, str(Path(__file__).with_name("checkpoints_by_two.py")), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -23,7 +23,6 @@ from eosin.training.monitor import Monitor, Use, keep_sample, watched_tiles
 from eosin.training.networks import Networks
 
 from .conftest import TINY
-from .test_parallel import free_port
 from .watched_by_two import look
 
 
@@ -113,7 +112,7 @@ def test_two_processes_measure_what_one_does(probe: Path, tmp_path: Path) -> Non
     two.mkdir()
     look(str(probe), one, [*TINY, "run.group=1"])
     script = Path(__file__).with_name("watched_by_two.py")
-    words = [sys.executable, str(script), str(probe), str(two), str(free_port())]
+    words = [sys.executable, str(script), str(probe), str(two)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

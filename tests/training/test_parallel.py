@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,12 +26,6 @@ WAYS = ["1-accumulate", "2-ddp", "2-fsdp-accumulate", "4-ddp", "4-ddp-accumulate
 RESUMED = ["resumed-2-fsdp", "resumed-1"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
-
-
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -42,7 +35,7 @@ def runs(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty steps in fp64, spread in every way, on up to four gloo processes."""
     out = tmp_path_factory.mktemp("spread")
     script = Path(__file__).with_name("many_processes.py")
-    words = [sys.executable, str(script), str(tiles_folder), str(out), str(free_port())]
+    words = [sys.executable, str(script), str(tiles_folder), str(out)]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return out

@@ -14,14 +14,12 @@ from eosin.distributed import own_device
 from eosin.errors import DataError
 from eosin.runs import RunFolder
 
-from .test_parallel import free_port
-
 
 @pytest.fixture(scope="module")
 def told(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("parting")
     script = Path(__file__).with_name("parting_processes.py")
-    words = [sys.executable, str(script), str(tiles_folder), str(out), str(free_port())]
+    words = [sys.executable, str(script), str(tiles_folder), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

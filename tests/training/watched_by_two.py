@@ -45,17 +45,21 @@ def look(probe: str, out: Path, changes: list[str]) -> None:
 
 
 def main(rank: int, probe: str, out: Path, port: int) -> None:
+    from meeting import join
+
     from conftest import TINY
 
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    join(port, rank, 2)
     look(probe, out, [*TINY, "run.group=1", "parallel.strategy=fsdp"])
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    words = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    from meeting import open_stores
+
+    (store,) = open_stores(1)
+    words = sys.argv[1], Path(sys.argv[2]), store.port
     child = os.fork()
     if child == 0:
         try:
