@@ -51,6 +51,9 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended = None
+        if error is not None and "LOCAL_RANK" in os.environ:
+            # torchrun ends the others when one has died: what they have to say of it comes first.
+            self._before.pop(signal.SIGTERM, None)
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
