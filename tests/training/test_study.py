@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +154,17 @@ def test_a_killed_study_goes_on_where_it_was(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path, tiles_folder: Path, probe: str
 ) -> None:
     _, told = finished
-    words = ["-m", "eosin", "study", write_study(tmp_path), "-o", str(tmp_path / "out"), "--tiles", str(tiles_folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    killed = subprocess.Popen([sys.executable, *words, "--mpp", "0.5", "--device", "cpu", "--probe", probe], **quiet)
-    second = RunFolder(tmp_path / "out" / "runs" / "kde" / "seed_1")
-    deadline = time.time() + 120
-    while not second.steps() and killed.poll() is None and time.time() < deadline:
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    disturbed = [
+        str(Path(__file__).with_name("disturbed.py")),
+        str(int(signal.SIGKILL)),
+        "11",
+        "0",
+    ]  # in the second run
+    words = [*disturbed, "study", write_study(tmp_path), "-o", str(tmp_path / "out"), "--tiles", str(tiles_folder)]
+    words = [sys.executable, *words, "--mpp", "0.5", "--device", "cpu", "--probe", probe]
+    killed = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert RunFolder(tmp_path / "out" / "runs" / "kde" / "seed_1").steps()
     first = written(tmp_path / "out" / "runs" / "kde" / "seed_0")
     state = json.loads((tmp_path / "out" / "study.json").read_text())
     assert [run["status"] for run in state["runs"]] == ["done", "waiting", "waiting", "waiting"]
