@@ -128,7 +128,7 @@ class _Reader(Dataset[Any]):
         pixels = np.empty((len(block.rows), block.size_px, block.size_px, 3), np.uint8)
         try:
             slide = self._slide(block)
-            _with_retries(lambda: read_tiles(slide, block.coords, block.size_px, block.tile_mpp, pixels))
+            with_retries(lambda: read_tiles(slide, block.coords, block.size_px, block.tile_mpp, pixels))
         except EosinError as error:
             return GridPart(block.number, block.rows, pixels[:0], error)
         return GridPart(block.number, block.rows, pixels)
@@ -152,7 +152,7 @@ def read_tiles(slide: Slide, coords: npt.NDArray[np.int64], size_px: int, mpp: f
         tile[:] = slide.region(x, y, size_px, mpp, MAX_UPSAMPLE)
 
 
-def _with_retries(read: Callable[[], None]) -> None:
+def with_retries(read: Callable[[], None]) -> None:
     """A network file system may fail once; what fails `READ_TRIES` times is an error."""
     for attempt in range(READ_TRIES):
         try:
