@@ -152,10 +152,10 @@ def test_bad_slides_are_lines_and_the_others_go_on(
 def test_a_slide_that_kills_its_reader_fails_alone(
     cohort: Cohort, vit: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def deadly(path: str, mpp: float | None = None) -> object:
+    def deadly(path: str, *more: Any) -> object:
         if "synthetic-02" in path:
             os.kill(os.getpid(), signal.SIGKILL)
-        return open_slide(path, mpp)
+        return open_slide(path, *more)
 
     monkeypatch.setattr("eosin.tiles.grid_stream.open_slide", deadly)
     run = embed_slides(vit, cohort, tmp_path, **{**WORDS, "workers": 2})

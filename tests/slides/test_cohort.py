@@ -48,7 +48,7 @@ def test_columns_and_rows(cohort: Cohort) -> None:
         1.0,
         2,
     )
-    assert (row["reader"], row["vendor"], row["stain"], row["grade"]) == ("openslide", "aperio", "HE", 2)
+    assert (row["reader"], row["vendor"], row["stain"], row["grade"]) == ("tiff", "aperio", "HE", 2)
     assert pd.isna(cohort.usable["grade"].iloc[2])
     assert pd.isna(cohort.usable["error"]).all()
 

@@ -11,12 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
+import tifffile
+from typer.testing import CliRunner
 
-from eosin.errors import CohortError, OutputError
+from eosin.cli.main import app
+from eosin.errors import CohortError, OutputError, SlideError
 from eosin.slides import Cohort, index
 from eosin.slides.index import Job, read_all
 from eosin.slides.journal import journal_path
 from eosin.slides.listing import find_slides, match_names, name_slides, read_metadata, read_mpp
+from eosin.slides.tiff import TiffSlide
 
 from .conftest import pink_levels
 
@@ -70,6 +74,42 @@ def test_a_tail_that_is_missing_is_noticed(tmp_path, slides: Path) -> None:
     with pytest.raises(CohortError, match="no slide is usable"):
         Cohort.index(path, tmp_path / "c.parquet", workers=0)
     assert Cohort.read(tmp_path / "c.parquet").table["status"].tolist() == ["error"]
+
+
+def test_the_reader_is_kept_and_can_be_forced(tmp_path, slides: Path, reads: list[str]) -> None:
+    out = tmp_path / "c.parquet"
+    own = Cohort.index(slides, out, workers=0)
+    assert own.table["reader"].tolist() == ["tiff"] * 3
+    reads.clear()
+    forced = Cohort.index(slides, out, workers=0, reader="openslide")
+    assert len(reads) == 3
+    assert forced.table["reader"].tolist() == ["openslide"] * 3
+    assert forced.hash != own.hash
+    told = CliRunner().invoke(app, ["index", str(slides), "-o", str(out), "--workers", "0", "--reader", "bioformats"])
+    assert isinstance(told.exception, CohortError)
+    assert "it is auto or openslide" in str(told.exception)
+
+
+def test_openslide_is_tried_where_the_own_reader_fails(tmp_path, slides: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise SlideError("no tile is decoded today")
+
+    monkeypatch.setattr(TiffSlide, "_read", refuse)
+    cohort = Cohort.index(slides / "a.svs", tmp_path / "c.parquet", workers=0)
+    assert cohort.table["reader"].tolist() == ["openslide"]
+    with pytest.raises(CohortError, match="no slide is usable"):
+        Cohort.index(_cut(slides / "b.svs"), tmp_path / "d.parquet", workers=0)
+
+
+def _cut(path: Path) -> Path:
+    """A slide without its last tile's last bytes; its directory lies before them."""
+    with tifffile.TiffFile(path) as file:
+        first = file.pages.first
+        end = first.dataoffsets[-1] + first.databytecounts[-1]
+    assert end > first.tags["TileOffsets"].valueoffset
+    with open(path, "r+b") as handle:
+        handle.truncate(end - 1)
+    return path
 
 
 def test_any_number_of_processes_makes_the_same_cohort(tmp_path, slides: Path) -> None:

@@ -30,11 +30,16 @@ def index(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if any slide fails.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Page with thumbnails and tissue outlines.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Read all slides again.")] = False,
+    reader: Annotated[
+        str, typer.Option("--reader", help="auto, or openslide to read every slide through OpenSlide.")
+    ] = "auto",
 ) -> None:
     """Index slides: one row a slide with its size, µm/px and tissue; a broken one becomes its error."""
     from eosin.errors import CohortError
     from eosin.slides import Cohort
 
+    if reader not in ("auto", "openslide"):
+        raise CohortError(f"--reader {reader}: it is auto or openslide")
     patterns: list[str] = []
     if exclude is not None:
         try:
@@ -42,4 +47,5 @@ def index(
         except (OSError, UnicodeDecodeError) as error:
             raise CohortError(f"{exclude}: cannot be read: {error}") from error
         patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    Cohort.index(paths, out, metadata, mpp_csv, workers, patterns, strict, fresh, html)
+    forced = None if reader == "auto" else reader
+    Cohort.index(paths, out, metadata, mpp_csv, workers, patterns, strict, fresh, html, forced)

@@ -138,7 +138,7 @@ class Embedding:
                 continue
             self.grids[number] = grid, slide_hash
             size = (int(row["width"]), int(row["height"]))
-            yield GridSlide(number, row["path"], (row["mpp_x"], row["mpp_y"]), size, grid)
+            yield GridSlide(number, row["path"], (row["mpp_x"], row["mpp_y"]), size, grid, row["reader"])
 
     def _grid(self, row: dict[str, Any], mask: Foreground) -> TileGrid:
         native = max(row["mpp_x"], row["mpp_y"])

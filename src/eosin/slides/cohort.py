@@ -96,12 +96,13 @@ class Cohort:
         strict: bool = False,
         fresh: bool = False,
         html: PathLike | None = None,
+        reader: str | None = None,
     ) -> Cohort:
         """Read slides into a cohort file: `eosin index` in Python. See `eosin.slides.index.index_slides`."""
         from eosin.slides.index import index_slides
 
         given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-        return index_slides(given, out, metadata, mpp_csv, workers, exclude, strict, fresh, html)
+        return index_slides(given, out, metadata, mpp_csv, workers, exclude, strict, fresh, html, reader)
 
     @cached_property
     def usable(self) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from eosin.slides.listing import find_slides, match_names, name_slides, read_met
 from eosin.slides.page import write_page
 from eosin.slides.reader import Slide, open_slide
 
-ROW_VERSION = 1  # raised when the same file would give another row: foreground rule, reader
+ROW_VERSION = 2  # raised when the same file would give another row: foreground rule, reader
 THUMBNAIL_PX = 512
 _SHOWN_ERRORS = 20
 
@@ -38,12 +38,13 @@ Row = dict[str, Any]
 
 
 class Job(NamedTuple):
-    """One slide to read; `key` pins the file and what was stated of it."""
+    """One slide to read; `key` pins the file and what was stated of it. reader: forced, None for the best one."""
 
     slide_id: str
     path: str
     mpp: float | None
     key: str
+    reader: str | None = None
 
 
 def index_slides(
@@ -56,6 +57,7 @@ def index_slides(
     strict: bool = False,
     fresh: bool = False,
     html: PathLike | None = None,
+    reader: str | None = None,
 ) -> Cohort:
     """Index slides into the cohort file `out`.
 
@@ -69,6 +71,7 @@ def index_slides(
         strict: refuse if any slide fails.
         fresh: read all slides again.
         html: where to write a page with thumbnails, tissue outlines and numbers.
+        reader: "openslide" to read all slides through OpenSlide; None for the quickest reader of each.
 
     Raises:
         CohortError: nothing to index, no usable slide, with `strict` any failed slide, or names that match
@@ -86,7 +89,7 @@ def index_slides(
     _check_target(target, slides.values())
     mpp_of = match_names(stated_mpp, slides, mpp_csv)
     own_of = match_names(own, slides, metadata)
-    jobs = [_job(slide_id, path, mpp_of.get(slide_id)) for slide_id, path in slides.items()]
+    jobs = [_job(slide_id, path, mpp_of.get(slide_id), reader) for slide_id, path in slides.items()]
 
     rows = {} if fresh else rows_of(target)
     todo = [job for job in jobs if job.key not in rows]
@@ -163,14 +166,25 @@ def _read_until_a_crash(waiting: list[Job], workers: int, suspects: list[Job]) -
 
 
 def read_slide(job: Job) -> Row:
-    """The row of one slide, with its `digest`; an error row where it cannot be read."""
+    """The row of one slide, with its `digest`; an error row where it cannot be read.
+
+    A slide that eosin's own reader opens and then fails on is tried with OpenSlide, which forgives more.
+    """
+    opened = None
     try:
-        with open_slide(job.path, job.mpp) as slide:
+        with open_slide(job.path, job.mpp, job.reader) as slide:
+            if slide.damage:
+                return _error_row(job, f"{job.path}: {slide.damage}; copy it again")
+            opened = slide.reader
             return _describe(slide, job)
     except SlideError as error:
-        return _error_row(job, str(error))
+        refused = _error_row(job, str(error))
     except Exception as error:  # a broken file must not end the indexing of the others
-        return _error_row(job, f"{job.path}: {type(error).__name__}: {error}")
+        refused = _error_row(job, f"{job.path}: {type(error).__name__}: {error}")
+    if opened == "tiff" and job.reader is None:
+        again = read_slide(job._replace(reader="openslide"))
+        return again if again["status"] == "ok" else refused
+    return refused
 
 
 def _describe(slide: Slide, job: Job) -> Row:
@@ -209,8 +223,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _job(slide_id: str, path: str, mpp: float | None) -> Job:
-    return Job(slide_id, path, mpp, hash_of([ROW_VERSION, slide_id, path, file_identity(path), mpp]))
+def _job(slide_id: str, path: str, mpp: float | None, reader: str | None) -> Job:
+    return Job(slide_id, path, mpp, hash_of([ROW_VERSION, slide_id, path, file_identity(path), mpp, reader]), reader)
 
 
 def _write(target: Path, jobs: Sequence[Job], rows: dict[str, Row], own: dict[str, Row]) -> None:

@@ -20,6 +20,7 @@ from eosin.slides.reader import Slide, levels_of, mpp_of_resolution
 from eosin.slides.resample import Pixels
 
 CACHE_BYTES = 64 * 2**20
+_BLENDED_PIXELS = 1 << 20
 
 _cache: tuple[int, openslide.OpenSlideCache] | None = None
 
@@ -38,11 +39,13 @@ class OpenSlideSlide(Slide):
         try:
             self._handle.set_cache(_shared_cache())
             self._downsamples = self._handle.level_downsamples
-            properties = self._handle.properties
+            properties, sizes = self._handle.properties, list(self._handle.level_dimensions)
+            if min(min(size) for size in sizes) < 1:
+                raise SlideError(f"{path}: damaged: a level without pixels")
             super().__init__(
                 path,
                 vendor=properties.get("openslide.vendor", "unknown"),
-                levels=levels_of(list(self._handle.level_dimensions)),
+                levels=levels_of(sizes),
                 mpp=(mpp, mpp) if mpp is not None else (_mpp(properties, "x"), _mpp(properties, "y")),
             )
         except BaseException:
@@ -55,16 +58,32 @@ class OpenSlideSlide(Slide):
             image = self._handle.read_region((round(column * factor), round(row * factor)), level, (width, height))
         except (openslide.OpenSlideError, ValueError, MemoryError) as error:
             raise SlideError(f"{self.path}: cannot be read at level {level}: {error}") from error
-        pixels = np.asarray(image)  # [h, w, RGBA], not premultiplied
-        alpha = pixels[..., 3:]
-        if alpha.min() == 255:
-            return np.ascontiguousarray(pixels[..., :3])
-        share = alpha.astype(np.float32) / 255
-        return (pixels[..., :3] * share + 255 * (1 - share) + 0.5).astype(np.uint8)
+        return _on_white(np.asarray(image))
+
+    def tile_size(self, level: int) -> tuple[int, int]:
+        """See `Slide.tile_size`."""
+        stated = [
+            self._handle.properties.get(f"openslide.level[{level}].tile-{side}", "") for side in ("width", "height")
+        ]
+        width, height = (int(text) if text.isdigit() and int(text) > 0 else 1 for text in stated)
+        return width, height
 
     def close(self) -> None:
         """Close the handle."""
         self._handle.close()
+
+
+def _on_white(pixels: Pixels) -> Pixels:
+    """RGB [h, w, 3] of RGBA [h, w, 4] that is not premultiplied."""
+    plain = np.ascontiguousarray(pixels[..., :3])
+    if pixels[..., 3].min() == 255:
+        return plain
+    step = max(_BLENDED_PIXELS // pixels.shape[1], 1)
+    for top in range(0, len(pixels), step):  # in strips: single precision takes four times the memory
+        rows = slice(top, top + step)
+        share = pixels[rows, :, 3:].astype(np.float32) / 255
+        plain[rows] = (pixels[rows, :, :3] * share + 255 * (1 - share) + 0.5).astype(np.uint8)
+    return plain
 
 
 def detect_vendor(path: Path) -> str | None:

@@ -1,7 +1,7 @@
 """A slide file opened at a known scale, and regions of it at any wanted µm/px.
 
 µm/px is physical: a region is asked for by position, size and µm/px, never by pyramid level, and comes at
-exactly that scale. What is not here: how the pixels of a level are fetched (openslide.py, image.py), where
+exactly that scale. What is not here: how the pixels of a level are fetched (tiff.py, openslide.py, image.py), where
 tissue is (foreground.py). Label and macro images are never read.
 """
 
@@ -19,12 +19,17 @@ from eosin.errors import RegionError, SlideError
 from eosin.slides.resample import Axis, Pixels, resample
 
 MPP_RANGE = (0.05, 20.0)
+READERS = ("tiff", "openslide", "image")
+TIFF_VENDORS = ("aperio", "philips", "generic-tiff", None)  # as OpenSlide calls them; None: it does not know the file
 HOW_TO_STATE_MPP = "state it with --mpp-csv FILE (columns slide,mpp)"
 
 # Two scales closer than this are one: a pyramid level 4.0004 times smaller serves 4 times the scale.
 SAME_SCALE = 1e-3
 _BAND_PIXELS = 1 << 25
-_LARGEST_REGION = 1 << 28
+_LARGEST_REGION = 1 << 27
+_LARGEST_WHOLE = 1 << 28
+MAX_SIDE = 1 << 20  # px: a glass slide of 76 mm has 760,000 px at 0.1 µm/px
+SAME_SHAPE = 0.05  # levels of one pyramid have one shape, but for the pixels that rounding and padding add
 
 
 class Level(NamedTuple):
@@ -36,19 +41,31 @@ class Level(NamedTuple):
     downsample_y: float
 
 
+class Window(NamedTuple):
+    """Part of a slide to cut tiles from: its top-left corner in level-0 px, and uint8 RGB [h, w, 3] from there."""
+
+    x: float
+    y: float
+    pixels: Pixels
+
+
 class Slide(ABC):
     """An open slide. Made by `open_slide`; use it as a context manager or `close()` it.
 
-    path, vendor, reader ("openslide" or "image"); width, height in level-0 px; mpp_x, mpp_y in µm per
-    level-0 px; levels, level 0 first. Not picklable: other processes open the path again. Threads may share
-    it.
+    path, vendor, reader ("tiff", "openslide" or "image"); width, height in level-0 px; mpp_x, mpp_y in µm per
+    level-0 px; levels as they are stored, level 0 first; halved_levels, which a reader makes of stored ones for
+    less than the work of reading those. Not picklable: other processes open the path again. Threads may share it.
     """
 
     reader: ClassVar[str]
+    halved_levels: tuple[Level, ...] = ()
 
     def __init__(
         self, path: Path, vendor: str, levels: tuple[Level, ...], mpp: tuple[float | None, float | None]
     ) -> None:
+        full = levels[0]
+        if not 0 < min(full.width, full.height) <= max(full.width, full.height) <= MAX_SIDE:
+            raise SlideError(f"{path}: damaged: {full.width}x{full.height} px, which no slide has")
         self.path = path
         self.vendor = vendor
         self.levels = levels
@@ -57,7 +74,19 @@ class Slide(ABC):
 
     @abstractmethod
     def _read(self, level: int, column: int, row: int, width: int, height: int) -> Pixels:
-        """Pixels of one level, uint8 [height, width, 3]; the box lies inside the level."""
+        """Pixels of one level, uint8 [height, width, 3]; the box lies inside the level.
+
+        level: its number in `levels`, halved ones counted on after those.
+        """
+
+    def tile_size(self, level: int) -> tuple[int, int]:
+        """Width and height in px of the tiles in which a level (numbered as for `_read`) is stored; (1, 1): in none."""
+        return 1, 1
+
+    @property
+    def damage(self) -> str | None:
+        """What is known to be wrong with the file as a whole, in words."""
+        return None
 
     @abstractmethod
     def close(self) -> None:
@@ -99,7 +128,7 @@ class Slide(ABC):
         level = self._level_for(mpp, max_upsample)
         if min(width, height) < 1 or not (math.isfinite(x) and math.isfinite(y)):
             raise RegionError(f"{self.path}: no region of {width}x{height} px at ({x}, {y})")
-        chosen = self.levels[level]
+        chosen = self._readable[level]
         across = Axis.of(x / chosen.downsample_x, mpp / (self.mpp_x * chosen.downsample_x), int(width))
         down = Axis.of(y / chosen.downsample_y, mpp / (self.mpp_y * chosen.downsample_y), int(height))
         if across.length * down.length > _LARGEST_REGION:
@@ -109,15 +138,54 @@ class Slide(ABC):
             )
         return resample(self._read_on_white(level, across, down), across, down)
 
+    def read_window(self, x: float, y: float, size_px: int, mpp: float, max_upsample: float = 1.0) -> Window:
+        """Whole stored tiles around a region, read once, to cut several tiles from at the cost of little more than one.
+
+        Args:
+            x, y: level-0 px of a point in the window's first stored tile.
+            size_px: least side of the window in px of `mpp`; it is widened to whole stored tiles and moved so that
+                it lies inside the slide. Smaller only where the slide is.
+            mpp, max_upsample: as for `region`.
+
+        Returns:
+            The window. Its pixel (r, c) is what `region` gives at (x + c·mpp/mpp_x, y + r·mpp/mpp_y) of its corner:
+            the same pixels at a stored scale, else within 1 grey level, from rounding.
+
+        Raises:
+            RegionError, SlideError: as `region`.
+        """
+        corner_x, corner_y, width, height = self.window_box(x, y, size_px, mpp, max_upsample)
+        return Window(corner_x, corner_y, self.region(corner_x, corner_y, (width, height), mpp, max_upsample))
+
+    def window_box(
+        self, x: float, y: float, size_px: int, mpp: float, max_upsample: float = 1.0
+    ) -> tuple[float, float, int, int]:
+        """Where `read_window` reads: its corner in level-0 px, width and height in px of `mpp`. Reads nothing."""
+        number = self._level_for(mpp, max_upsample)
+        if size_px < 1 or not (math.isfinite(x) and math.isfinite(y)):
+            raise RegionError(f"{self.path}: no window of {size_px} px at ({x}, {y})")
+        level, (tile_width, tile_height) = self._readable[number], self.tile_size(number)
+        scale_x, scale_y = mpp / (self.mpp_x * level.downsample_x), mpp / (self.mpp_y * level.downsample_y)
+        left, width = _whole_tiles(x / level.downsample_x, size_px * scale_x, level.width, tile_width)
+        top, height = _whole_tiles(y / level.downsample_y, size_px * scale_y, level.height, tile_height)
+        return (
+            left * level.downsample_x,
+            top * level.downsample_y,
+            max(int(width / scale_x + SAME_SCALE), 1),
+            max(int(height / scale_y + SAME_SCALE), 1),
+        )
+
     def whole(self, mpp: float) -> Pixels:
         """The whole slide at `mpp` µm/px (not finer than `self.mpp`): uint8 RGB [h, w, 3].
 
         Pixel (r, c) covers µm [c·mpp, (c+1)·mpp) × [r·mpp, (r+1)·mpp). Read in bands from the coarsest
         level that serves, so memory is bounded and level 0 is touched only where there is no other.
         """
-        chosen = self.levels[self._level_for(mpp, 1.0)]
+        chosen = self._readable[self._level_for(mpp, 1.0)]
         width = math.ceil(self.width * self.mpp_x / mpp - SAME_SCALE)
         height = math.ceil(self.height * self.mpp_y / mpp - SAME_SCALE)
+        if width * height > _LARGEST_WHOLE:
+            raise RegionError(f"{self.path}: {width}x{height} px at {mpp:g} µm/px are too many to hold at once")
         rows = _BAND_PIXELS * mpp / (chosen.width * self.mpp_y * chosen.downsample_y)
         band = min(max(int(rows), 1), max(height, 1))
         parts = [
@@ -132,24 +200,28 @@ class Slide(ABC):
         mpp = max(longest_um / max_px, self.mpp)
         return self.whole(mpp), mpp
 
+    @property
+    def _readable(self) -> tuple[Level, ...]:
+        return (*self.levels, *self.halved_levels)
+
     def _level_for(self, mpp: float, max_upsample: float) -> int:
         if not (math.isfinite(mpp) and mpp > 0):
             raise RegionError(f"{self.path}: {mpp} is no µm/px")
         if self.mpp > mpp * max(max_upsample, 1.0) * (1 + SAME_SCALE):
             raise RegionError(f"{self.path}: {mpp:g} µm/px wanted, the slide has {self.mpp:g} at its finest")
-        fine_enough = [
-            index
-            for index, level in enumerate(self.levels)
-            if max(self.mpp_x * level.downsample_x, self.mpp_y * level.downsample_y) <= mpp * (1 + SAME_SCALE)
-        ]
-        return max(fine_enough, key=lambda index: self.levels[index].downsample_x, default=0)
+        chosen, coarsest, wanted = 0, 0.0, mpp * (1 + SAME_SCALE)
+        for index, (_, _, x, y) in enumerate(self._readable):
+            fine_enough = self.mpp_x * x <= wanted and self.mpp_y * y <= wanted
+            if fine_enough and x > coarsest and abs(x - y) <= SAME_SHAPE * x:  # of another shape: a damaged level
+                chosen, coarsest = index, x
+        return chosen
 
     def _read_on_white(self, level: int, across: Axis, down: Axis) -> Pixels:
         """The planned box of a level; what lies outside the level is white."""
-        width, height = self.levels[level].width, self.levels[level].height
-        left, right = (min(max(edge, 0), width) for edge in (across.first, across.first + across.length))
-        top, bottom = (min(max(edge, 0), height) for edge in (down.first, down.first + down.length))
-        if (right - left, bottom - top) == (across.length, down.length):
+        width, height, *_ = self._readable[level]
+        left, right = min(max(across.first, 0), width), min(max(across.first + across.length, 0), width)
+        top, bottom = min(max(down.first, 0), height), min(max(down.first + down.length, 0), height)
+        if right - left == across.length and bottom - top == down.length:
             return self._read(level, left, top, right - left, bottom - top)
         pixels = np.full((down.length, across.length, 3), 255, np.uint8)
         if right > left and bottom > top:
@@ -161,16 +233,24 @@ class Slide(ABC):
         return pixels
 
 
-def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
-    """Open a slide: every format of OpenSlide, else a plain TIFF, PNG or JPEG.
+def open_slide(
+    path: str | os.PathLike[str], mpp: float | None = None, reader: str | None = None, index: bytes | None = None
+) -> Slide:
+    """Open a slide: a tiled TIFF, every other format of OpenSlide, else a plain TIFF, PNG or JPEG.
 
-    `mpp` states the µm per level-0 px and goes before what the file says; without it the file has to say it.
+    Args:
+        path: the file.
+        mpp: states the µm per level-0 px and goes before what the file says; without it the file has to say it.
+        reader: "tiff", "openslide" or "image", as a cohort keeps it; None for the first of them that reads the file.
+            What OpenSlide does not know is an "image" in its stead.
+        index: of an earlier `TiffSlide.packed_index`, for reader "tiff".
 
     Raises:
         SlideError: no such file, not a slide, damaged, or no believable scale (0.05 to 20 µm/px).
     """
     from eosin.slides.image import ImageSlide
     from eosin.slides.openslide import OpenSlideSlide, detect_vendor
+    from eosin.slides.tiff import NotThisReader, TiffSlide
 
     file = Path(path)
     try:
@@ -180,7 +260,16 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
             pass
     except OSError as error:
         raise SlideError(f"{file}: cannot be read: {error.strerror or error}") from error
-    return OpenSlideSlide(file, mpp) if detect_vendor(file) else ImageSlide(file, mpp)
+    if reader not in (None, *READERS):
+        raise SlideError(f"{file}: no reader is called {reader}; there are {', '.join(READERS)}")
+    vendor = None if reader in ("tiff", "image") else detect_vendor(file)
+    if reader == "tiff" or (reader is None and vendor in TIFF_VENDORS):
+        try:
+            return TiffSlide(file, mpp, index)
+        except NotThisReader as error:
+            if reader == "tiff":
+                raise SlideError(f"{file}: not a tiled TIFF that is read directly: {error}") from error
+    return OpenSlideSlide(file, mpp) if vendor else ImageSlide(file, mpp)
 
 
 def believable_mpp(path: Path, value: float | None) -> float:
@@ -225,3 +314,11 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
             ratio_x = ratio_y = float(whole)
         levels.append(Level(width, height, ratio_x, ratio_y))
     return tuple(levels)
+
+
+def _whole_tiles(start: float, length: float, size: int, tile: int) -> tuple[int, int]:
+    """First px and number of px of whole tiles of an axis that hold `length` px, from the tile that `start` is in."""
+    count = max(math.ceil(length / tile - SAME_SCALE), 1)
+    last = max(math.floor((size - length) / tile + SAME_SCALE), 0)  # from here on what follows is shorter than `length`
+    first = min(max(math.floor(start / tile), 0), last) * tile
+    return first, min(first + count * tile, size) - first

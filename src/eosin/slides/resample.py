@@ -2,29 +2,37 @@
 
 Shrinking averages each output pixel's exact footprint, source pixels on its edge counted by their covered
 share: what OpenCV calls INTER_AREA, but from a box that may begin between two pixels. It is separable, so
-it is one banded matrix an axis. Enlarging (only where a caller allows it) is bilinear. Where the box has
-whole edges OpenCV does the same sums. Knows nothing of slides.
+it is one banded matrix an axis. A few output pixels at a time need a few source pixels, so the band is cut
+into small dense blocks: products of a size that stays in the processor's cache, in single precision. The
+result is within 0.51 grey levels of the same average in double precision. Enlarging (only where a caller
+allows it) is bilinear. Knows nothing of slides.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
 from math import ceil, floor
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
 Pixels = npt.NDArray[np.uint8]
+_Floats = npt.NDArray[np.float32]
 
 # A box whose scale differs from 1 by less than this over its whole length is cut, not resampled.
 DRIFT_PX = 0.1
 _WHOLE = 1e-6
+_ROWS = 8  # output rows of one block; a block of columns is half as many, its matrix being nine times as large
+_COLUMNS = 4
+_CHUNK_ROWS = 256  # output rows between the two passes, which bounds the memory
+_KEPT_FLOATS = 1 << 21  # a buffer of up to 8 MB is used again by the next region: fresh memory costs more than the sums
+
+_kept = threading.local()
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """One axis of a box: `size` output pixels of `scale` source pixels each, from source coordinate `start`.
 
     `first` and `length` are the whole source pixels that have to be read. `cut` says that they are the
@@ -51,40 +59,90 @@ class Axis:
         return Axis(start, scale, size, first, last - first, cut=False)
 
     @property
-    def whole(self) -> bool:
-        """The box begins and ends on source pixel edges."""
-        end = self.start + self.scale * self.size
-        return self.cut or (abs(self.start - round(self.start)) < _WHOLE and abs(end - round(end)) < _WHOLE)
+    def factor(self) -> int:
+        """Source pixels per output pixel where both their edges always meet, else 0."""
+        whole = round(self.scale)
+        meets = abs(self.scale - whole) * self.size < _WHOLE and abs(self.start - round(self.start)) < _WHOLE
+        return whole if meets and not self.cut else 0
 
-    def weights(self) -> csr_array:
-        """Banded matrix [size, length] whose rows sum to 1."""
-        offset = self.start - self.first
-        edges = offset + self.scale * np.arange(self.size + 1)
+    def blocks(self, rows: int) -> tuple[npt.NDArray[np.int64], _Floats]:
+        """The banded matrix in blocks of `rows` output pixels.
+
+        Returns where each block's source pixels begin, int64 [n], and its weights, float32 [n, rows, K]; rows
+        sum to 1. The last block may have rows past `size`.
+        """
+        count = -(-self.size // rows)
+        edges = self.start - self.first + self.scale * np.arange(count * rows + 1)
+        low, high = edges[:-1].reshape(count, rows, 1), edges[1:].reshape(count, rows, 1)
+        taps = min(ceil(self.scale * rows) + 3, self.length)
+        margin = 0.5 if self.scale < 1 else 0.0
+        begin = np.clip(np.floor(low[:, 0, 0] - margin + _WHOLE).astype(np.int64), 0, self.length - taps)
+        source = (begin[:, None] + np.arange(taps))[:, None, :]  # [n, 1, K]
         if self.scale >= 1:
-            low, high = edges[:-1, None], edges[1:, None]
-            taps = np.floor(low + _WHOLE).astype(np.int64) + np.arange(ceil(self.scale) + 1)  # [size, K]
-            weights = np.clip(np.minimum(taps + 1, high) - np.maximum(taps, low), 0.0, None)
+            weights = np.minimum(source + 1, high) - np.maximum(source, low)
         else:
-            centre = (edges[:-1, None] + edges[1:, None]) / 2 - 0.5  # in units of source pixel centres
-            taps = np.floor(centre).astype(np.int64) + np.arange(2)
-            weights = np.clip(1.0 - np.abs(taps - centre), 0.0, None)
-        weights /= weights.sum(axis=1, keepdims=True)
-        rows = np.arange(self.size + 1) * taps.shape[1]
-        columns = np.clip(taps, 0, self.length - 1)
-        return csr_array((weights.ravel().astype(np.float32), columns.ravel(), rows), shape=(self.size, self.length))
+            weights = 1.0 - np.abs(source - ((low + high) / 2 - 0.5))  # centre in units of source pixel centres
+        weights = np.maximum(weights, 0.0)
+        total = weights.sum(axis=2, keepdims=True)
+        return begin, (weights / np.where(total > 0, total, 1.0)).astype(np.float32)
 
 
 def resample(pixels: Pixels, across: Axis, down: Axis) -> Pixels:
     """Resample `pixels` uint8 [down.length, across.length, 3] to uint8 [down.size, across.size, 3]."""
     if across.cut and down.cut:
         return pixels
-    if across.whole and down.whole and across.scale >= 1 and down.scale >= 1:
+    if 2 <= across.factor == down.factor:  # the same sums, and OpenCV has a quick way to them
         return np.asarray(cv2.resize(pixels, (across.size, down.size), interpolation=cv2.INTER_AREA))
-    rows, columns = pixels.shape[:2]
-    values = pixels.astype(np.float32)
-    if not down.cut:
-        values = (down.weights() @ values.reshape(rows, columns * 3)).reshape(down.size, columns, 3)
-    if not across.cut:
-        turned = np.ascontiguousarray(values.transpose(1, 0, 2)).reshape(columns, -1)
-        values = (across.weights() @ turned).reshape(across.size, -1, 3).transpose(1, 0, 2)
-    return np.ascontiguousarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
+    result = np.empty((down.size, across.size, 3), np.uint8)
+    row_blocks = None if down.cut else down.blocks(_ROWS)
+    column_blocks = None if across.cut else _interleaved(*across.blocks(_COLUMNS))
+    for top in range(0, down.size, _CHUNK_ROWS):
+        bottom = min(top + _CHUNK_ROWS, down.size)
+        if row_blocks is None:
+            values = pixels[top:bottom].reshape(bottom - top, -1).astype(np.float32)
+        else:
+            values = _rows(pixels.reshape(len(pixels), -1), *row_blocks, top, bottom)
+        if column_blocks is not None:
+            values = _columns(values, *column_blocks)[:, : across.size * 3]
+        result[top:bottom] = cv2.convertScaleAbs(values).reshape(bottom - top, across.size, 3)
+    return result
+
+
+def _rows(pixels: Pixels, begin: npt.NDArray[np.int64], weights: _Floats, top: int, bottom: int) -> _Floats:
+    """Output rows top … bottom, float32 [bottom - top, W * 3], of pixels uint8 [H, W * 3]."""
+    values = _buffer("rows", bottom - top, pixels.shape[1])
+    for block in range(top // _ROWS, -(-bottom // _ROWS)):
+        first = block * _ROWS - top
+        rows = min(_ROWS, bottom - top - first)
+        source = pixels[begin[block] : begin[block] + weights.shape[2]].astype(np.float32)
+        np.matmul(weights[block, :rows], source, out=values[first : first + rows])
+    return values
+
+
+def _columns(values: _Floats, begin: npt.NDArray[np.int64], weights: _Floats) -> _Floats:
+    """Every output column of values float32 [h, W * 3], the last block whole: float32 [h, n * columns * 3]."""
+    _, taps, made = weights.shape
+    result = _buffer("columns", len(values), len(weights) * made)
+    for block, first in enumerate(begin.tolist()):
+        np.matmul(values[:, first : first + taps], weights[block], out=result[:, block * made : (block + 1) * made])
+    return result
+
+
+def _buffer(name: str, rows: int, columns: int) -> _Floats:
+    """Uninitialised float32 [rows, columns], of memory that this thread used before under that name."""
+    size = rows * columns
+    held: _Floats | None = getattr(_kept, name, None)
+    if held is None or held.size < size:
+        held = np.empty(size, np.float32)
+        if size <= _KEPT_FLOATS:
+            setattr(_kept, name, held)
+    return held[:size].reshape(rows, columns)
+
+
+def _interleaved(begin: npt.NDArray[np.int64], weights: _Floats) -> tuple[npt.NDArray[np.int64], _Floats]:
+    """Blocks [n, columns, K] for rows of interleaved RGB: [n, K * 3, columns * 3], each channel its own."""
+    count, columns, taps = weights.shape
+    wide = np.zeros((count, taps, 3, columns, 3), np.float32)
+    for channel in range(3):
+        wide[:, :, channel, :, channel] = weights.transpose(0, 2, 1)
+    return begin * 3, wide.reshape(count, taps * 3, columns * 3)

@@ -34,13 +34,16 @@ class ReaderDied(SlideError):
 
 @dataclass(frozen=True)
 class GridSlide:
-    """A slide and its tiles. number: the caller's; mpp: (x, y) µm per level-0 px; size: (width, height) level-0 px."""
+    """A slide and its tiles. number: the caller's; mpp: (x, y) µm per level-0 px; size: (width, height) level-0 px;
+    reader: as the cohort has it, None: any.
+    """
 
     number: int
     path: str
     mpp: tuple[float, float]
     size: tuple[int, int]
     grid: TileGrid
+    reader: str | None = None
 
     def block_side(self) -> int:
         """Grid places along a block's side."""
@@ -70,6 +73,7 @@ class _Block:
     size_px: int
     rows: npt.NDArray[np.int64]
     coords: npt.NDArray[np.int64]
+    reader: str | None
 
 
 def read_grids(slides: Iterable[GridSlide], workers: int) -> Iterator[GridPart]:
@@ -112,7 +116,8 @@ class _Blocks:
             grid = slide.grid
             for rows in grid.blocks(slide.block_side()):
                 coords = grid.coords[rows]
-                yield _Block(slide.number, slide.path, slide.mpp, slide.size, grid.mpp, grid.size_px, rows, coords)
+                where = slide.number, slide.path, slide.mpp, slide.size
+                yield _Block(*where, grid.mpp, grid.size_px, rows, coords, slide.reader)
 
 
 class _Reader(Dataset[Any]):
@@ -136,7 +141,7 @@ class _Reader(Dataset[Any]):
     def _slide(self, block: _Block) -> Slide:
         if block.path in self._open:
             return self._open[block.path]
-        slide = open_slide(block.path, mpp=block.mpp[0] if block.mpp[0] == block.mpp[1] else None)
+        slide = open_slide(block.path, block.mpp[0] if block.mpp[0] == block.mpp[1] else None, block.reader)
         if (slide.width, slide.height) != block.size:
             slide.close()
             raise SlideGone(f"{block.path}: is not the file that was indexed; run `eosin index` again")

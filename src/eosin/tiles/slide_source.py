@@ -59,7 +59,7 @@ class SlideSource:
             ) from error
         used = np.flatnonzero(chosen).tolist() if config.slides < 1 else None
         self.hash = hash_of([cohort.hash, self.config.model_dump(), used])
-        self._rows = table[["slide_id", "path", "width", "height", "mpp_x", "mpp_y"]].to_dict("records")
+        self._rows = table[["slide_id", "path", "reader", "width", "height", "mpp_x", "mpp_y"]].to_dict("records")
         self._reset()
 
     def _reset(self) -> None:
@@ -135,7 +135,7 @@ class SlideSource:
             return self._open[image]
         row = self._rows[image]
         try:
-            slide = open_slide(row["path"], mpp=row["mpp_x"] if row["mpp_x"] == row["mpp_y"] else None)
+            slide = open_slide(row["path"], row["mpp_x"] if row["mpp_x"] == row["mpp_y"] else None, row["reader"])
         except SlideError as error:
             raise SlideGone(str(error)) from error
         if (slide.width, slide.height) != (row["width"], row["height"]):
