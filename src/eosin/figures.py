@@ -129,13 +129,19 @@ def thin(x: FloatArray, y: FloatArray, most: int = 400) -> tuple[FloatArray, Flo
 
 
 def line_chart(
-    x: npt.ArrayLike, y: npt.ArrayLike, name: str, x_label: str = "step", reference: float | None = None
+    x: npt.ArrayLike,
+    y: npt.ArrayLike,
+    name: str,
+    x_label: str = "step",
+    reference: float | None = None,
+    interval: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
 ) -> str:
     """A small SVG of y against x, to be set into a page that defines --ink, --rule, --accent and --second.
 
     `x` and `y` are [N]; points with a non-finite y are left out. `name` must be unique in the page: the
     curve is the group with id "curve-NAME", its band of extremes (only with more than 400 points)
-    "band-NAME". `reference` draws a dashed level line, and the axis reaches to it.
+    "band-NAME". `reference` draws a dashed level line, and the axis reaches to it. `interval`: lower and upper ends
+    [N], drawn as the band where all of them and of `y` are finite and no extremes take its place.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -145,6 +151,9 @@ def line_chart(
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
     at, value = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     at, mean, low, high = thin(at[np.isfinite(value)], value[np.isfinite(value)])
+    ends = None if interval is None else np.asarray(interval, dtype=np.float64)  # [2, N]
+    if ends is not None and len(mean) == len(value) == ends.shape[1] and np.isfinite(ends).all():
+        low, high = ends
     settings = {
         "svg.fonttype": "none",
         "svg.hashsalt": f"eosin-{slug}",

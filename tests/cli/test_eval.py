@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from eosin.cli.eval import eval_
+from eosin.cli.eval import eval_, print_results
 from eosin.errors import DataError
 
 APP = typer.Typer()
@@ -49,6 +49,39 @@ def test_tables_and_files(cells: Path, tmp_path: Path) -> None:
     assert "0.500" in result.stdout
     assert "intervals over 4 patients" in " ".join(result.stdout.split())
     assert rows[2]["mean"] == 1.0
+
+
+def test_strict_is_the_default(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    np.savez(tmp_path / "f.npz", features=drawn.normal(size=(40, 3)) + 2.0 * labels[:, None], labels=labels)
+    words = ["--features", str(tmp_path / "f.npz"), "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(APP, words).exception is None
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (row["protocol"], row["kind"]) == ("strict", "classification")
+
+
+def test_metrics_have_names(capsys: pytest.CaptureFixture[str]) -> None:
+    base = {"kind": "robustness", "split": "train", "protocol": "strict", "model": "a/model", "n": 60, "n_groups": 7}
+    base |= {"resampled": "slide", "chance": None, "run_sd": None, "ci_low": 0.1, "ci_high": 0.3, "task": "centres"}
+    rows = [
+        {**base, "metric": "robustness_index", "mean": 0.25},
+        {**base, "metric": "performance_drop_outside", "mean": -0.125},
+        {**base, "kind": "regression", "metric": "pearson", "task": "spots", "mean": 0.5, "chance": 0.0},
+    ]
+    pair = {"task": "spots", "protocol": "strict", "model": "a/model", "against": "b", "metric": "pearson"}
+    pair |= {"difference": 0.2, "ci_low": None, "ci_high": None, "p": None}
+    print_results(rows, [pair, {**pair, "metric": "robustness_index"}])
+    told = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "centres: robustness index on train, 60 tiles, intervals over 7 slides",
+        "centres: average performance drop on other centres",
+        "spots: Pearson's r on train",
+        "-0.125",
+        "robustness index │ b",
+    ):
+        assert words in told
+    assert told.count("chance") == 1
 
 
 def test_help_names_what_interfaces_promise() -> None:

@@ -26,7 +26,7 @@ def test_procedural_slides(tmp_path: Path) -> None:
         assert (folder / name).exists()
     rows = json.loads((folder / "results" / "results.json").read_text())
     assert {row["task"] for row in rows} == {"synthetic-tissue"}
-    assert len({row["model_hash"] for row in rows}) == 3  # trained, random-init, colour
+    assert len({row["model_hash"] for row in rows}) == 4  # trained, random-init, colour, texture
     page = (folder / "report.html").read_text()
     assert "Synthetic probe" in page
     assert "http://" not in page.replace("http://www.w3.org", "")

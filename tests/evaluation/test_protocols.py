@@ -18,8 +18,7 @@ from eosin.evaluation.judge import judge, row_of
 from eosin.evaluation.probes.decisions import Scorer, decide, probabilities
 from eosin.evaluation.probes.linear_fit import LinearSettings
 from eosin.evaluation.probes.schedules import lr_factors
-from eosin.evaluation.protocol_settings import SWITCHES
-from eosin.evaluation.protocols import Protocol
+from eosin.evaluation.protocols import SWITCHES, Protocol
 from eosin.evaluation.tasks import Task
 
 LINEAR = ("strict", "eva-v2", "eva-v1", "midnight")
@@ -106,7 +105,9 @@ def test_schedules_are_torchs() -> None:
 
 
 def test_every_switch_is_on_and_can_be_put_off() -> None:
-    used = {name for protocol in PROTOCOLS.values() for name in protocol.switches}
+    used = {
+        name for protocol in PROTOCOLS.values() for one in (protocol, *protocol.kinds.values()) for name in one.switches
+    }
     assert used == set(SWITCHES)
     for protocol in (PROTOCOLS[name] for name in LINEAR):
         for name in protocol.switches:
@@ -132,7 +133,30 @@ def test_hash_names_every_setting_and_old_protocols_keep_theirs() -> None:
     assert changed.hash != base.hash
     assert Protocol(**{**base.__dict__, "pooling": "cls+mean"}).hash != base.hash
     # Results of before the linear probes stay comparable.
-    assert PROTOCOLS["knn"].hash == "b5b512c8f004645e"
+    known = {
+        "knn": "b5b512c8f004645e",
+        "strict": "4a4c704efd42b0d4",
+        "eva-v2": "7cd092e3638e8938",
+        "eva-v1": "dde5abc79f8bf3f1",
+        "midnight": "1594acb081b81b6c",
+        "logreg": "539c58bc27f3c0c1",
+    }
+    assert {name: PROTOCOLS[name].hash for name in known} == known
+
+
+def test_each_kind_has_a_protocol_of_its_own() -> None:
+    strict = PROTOCOLS["strict"]
+    assert set(strict.kinds) == {"slide", "segmentation", "regression", "robustness"}
+    hashes = {strict.hash, *(own.hash for own in strict.kinds.values())}
+    assert len(hashes) == 5
+    for kind, own in strict.kinds.items():
+        assert (own.id, own.kind, own.kinds) == ("strict", kind, {})
+        assert strict.of(kind) is own.of(kind) is own
+    assert strict.of("classification") is strict
+    for name in ("knn", "simpleshot-4", "logreg", "eva-v1"):
+        assert PROTOCOLS[name].kinds == {}
+        with pytest.raises(DataError, match=f"{name} does not judge regression tasks; these do: strict, eva-v2"):
+            PROTOCOLS[name].of("regression")
 
 
 def test_who_sees_which_split() -> None:
@@ -186,7 +210,7 @@ def test_each_protocol_judges_with_and_without_a_split(name: str) -> None:
         assert row["run_sd"] is not None
         assert row["mean"] == pytest.approx(float(outcome.run_scores.mean()), abs=1e-12)
         assert row["ci_low"] <= row["mean"] <= row["ci_high"]
-        expected = [metrics.balanced_accuracy_score(task.labels[outcome.rows], outcome.predicted)]
+        expected = [metrics.balanced_accuracy_score(task.labels[outcome.rows], outcome.tables["predicted"])]
         assert np.mean(expected) == pytest.approx(row["mean"], abs=0.1)
         assert len(row["choices"]["lr" if name == "strict" else "best_step"]) == (1 if task.split is not None else 5)
 
@@ -201,7 +225,7 @@ def test_strict_does_not_see_test_labels() -> None:
         protocol = PROTOCOLS[name]
         settings = {**protocol.settings, "steps": 60, "lr": [1e-2] if changes else [1e-3, 1e-2]}
         quick = Protocol(**{**protocol.__dict__, "settings": settings})
-        differ = (judge(task, x, quick).scores != judge(wrong, x, quick).scores).any()
+        differ = (judge(task, x, quick).tables["scores"] != judge(wrong, x, quick).tables["scores"]).any()
         assert bool(differ) == changes
 
 

@@ -8,7 +8,17 @@ from sklearn import metrics
 
 from eosin.errors import DataError
 from eosin.evaluation import statistics
-from eosin.evaluation.statistics import balanced_accuracy, bootstrap, describe, interval, paired_difference
+from eosin.evaluation.outcome import Measure
+from eosin.evaluation.statistics import (
+    balanced_accuracy,
+    bootstrap,
+    bootstrap_p,
+    describe,
+    difference_of,
+    interval,
+    interval_of,
+    paired_difference,
+)
 from eosin.randomness import Words
 
 DRAWS = 300
@@ -82,6 +92,7 @@ def test_one_group_alone_has_no_interval() -> None:
     ends = interval(np.array([1, 0, 1]), np.array([0, 1, 1]), np.zeros(3, dtype=int))
     assert ends.value == 0.75
     assert np.isnan([ends.low, ends.high]).all()
+    assert np.isnan(interval(np.ones(1), np.zeros(1, dtype=int))[1:]).all()  # nor has a sample alone
 
 
 def test_equal_predictions_differ_by_exactly_nothing(sample: tuple[np.ndarray, ...]) -> None:
@@ -111,6 +122,26 @@ def test_paired_difference_is_taken_draw_by_draw(sample: tuple[np.ndarray, ...])
     assert (turned.value, turned.p) == pytest.approx((-found.value, found.p))
 
 
+@pytest.mark.parametrize(("groups", "floor"), [(2, 0.5), (3, 0.25), (6, 1 / 32), (40, 2 / 2001)])
+def test_few_groups_show_no_more_than_coins_would(groups: int, floor: float) -> None:
+    """One model is right and the other wrong in every group: sign flips of G groups give 2 / 2^G at the least."""
+    labels = np.tile([0, 1], 2 * groups)
+    members = np.repeat(np.arange(groups), 4)
+    found = paired_difference(np.ones(4 * groups), np.zeros(4 * groups), labels, members)
+    assert (found.low, found.high) == (1.0, 1.0)
+    assert found.p == pytest.approx(floor)
+    assert bootstrap_p(np.ones(2000), groups) == pytest.approx(floor)
+    alone = paired_difference(np.ones(groups), np.zeros(groups), np.zeros(groups, dtype=int))
+    assert alone.p == pytest.approx(floor)  # without groups each sample is one
+
+
+def test_differences_that_are_nowhere_defined_have_no_p() -> None:
+    """No sample has a class: a Dice of nothing is no score, and nothing is claimed of it."""
+    empty = Measure("dice_per_image", np.nan, np.array([np.nan]), np.zeros((1, 4, 2)))
+    assert np.isnan(interval_of(empty, 50)[1:]).all()
+    assert np.isnan(difference_of(empty, empty, 50)[1:]).all()
+
+
 def test_further_metrics_are_scikit_learns(sample: tuple[np.ndarray, ...]) -> None:
     labels, predicted, _ = sample
     scores = np.random.default_rng(4).random((120, 3))
@@ -131,3 +162,42 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     for correct, labels in ((np.ones(3), np.zeros(2, dtype=int)), (np.ones(0), np.zeros(0, dtype=int))):
         with pytest.raises(DataError):
             bootstrap(correct, labels)
+
+
+def test_any_measure_is_resampled_as_a_plain_loop_does() -> None:
+    """Two runs of a ratio with groups: weights of each draw, sums, score, mean over runs."""
+    drawn = np.random.default_rng(0)
+    statistics = drawn.uniform(size=(2, 40, 2))
+    groups = drawn.integers(0, 9, 40)
+    measure = Measure("dice_per_image", 0.5, np.array([0.4, 0.6]), statistics, None, groups)
+    found = interval_of(measure, 500, seed=3)
+    names = np.unique(groups)
+    picks = Words(3, "bootstrap").integers(len(names), 500, len(names))
+    scores = []
+    for pick in picks:
+        rows = np.concatenate([np.flatnonzero(groups == names[place]) for place in pick])
+        scores.append(np.mean([run[rows, 0].sum() / run[rows, 1].sum() for run in statistics]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(scores, [0.025, 0.975])))
+    assert found.value == 0.5
+
+
+def test_differences_need_the_same_samples() -> None:
+    labels, other = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 1])
+    statistics = np.ones((1, 5, 2))
+
+    def measure(part: np.ndarray, metric: str = "balanced_accuracy", count: int = 5) -> Measure:
+        return Measure(metric, 1.0, np.ones(1), statistics[:, :count], part[:count])
+
+    assert difference_of(measure(labels), measure(labels), 50).value == 0.0
+    for wrong in (measure(other), measure(labels, "dice_per_image"), measure(labels, count=4)):
+        with pytest.raises(DataError, match="not of the same samples"):
+            difference_of(measure(labels), wrong, 50)
+    with pytest.raises(DataError, match="one part and group a sample"):
+        interval_of(measure(labels[:3]), 50)
+
+
+def test_a_resample_without_samples_that_count_says_nothing() -> None:
+    """Three images, one of which has the class: half of the resamples miss it."""
+    statistics = np.array([[[0.8, 1.0], [0.0, 0.0], [0.0, 0.0]]])
+    found = interval_of(Measure("dice_per_image", 0.8, np.array([0.8]), statistics), 400)
+    assert (found.low, found.high) == pytest.approx((0.8, 0.8))

@@ -65,3 +65,19 @@ def test_nothing_logged_leaves_the_section_out() -> None:
     section = curves_section([])
     assert section.body == []
     assert section.missing
+
+
+def test_intervals_are_bands_of_their_curves() -> None:
+    names = ["knn", "knn_low", "knn_high", "strict-200/a", "strict-200_low/a", "strict-200_high/a", "logreg_low"]
+    rows = [{"step": step, **dict.fromkeys(names, step / 10)} for step in (0, 2)]
+    rows[1] |= {"knn_low": 0.11, "knn_high": 0.27}
+    body = "".join(curves_section(rows).body)
+    for slug in ("knn", "strict-200-a"):
+        assert body.count(f'id="curve-{slug}"') == 1
+    assert body.count('id="band-knn"') == 1
+    assert "curve-knn-low" not in body
+    assert "95 % interval, last 0.11 to 0.27" in body
+    assert "Linear probe or decoder: 200, a" in body
+    assert 'id="curve-logreg-low"' in body  # an end without its curve is shown as it is
+    gaps = [{"step": 0, "knn": 0.5}, {"step": 1, "knn": 0.5, "knn_low": 0.4, "knn_high": 0.6}]
+    assert "band-knn" not in "".join(curves_section(gaps).body)

@@ -46,7 +46,7 @@ def test_a_page_can_be_made_at_any_moment(tmp_path: Path, monkeypatch: pytest.Mo
             look()
         return pretrain_step(*arguments)
 
-    monkeypatch.setattr("eosin.training.loop.pretrain_step", step)
+    monkeypatch.setattr("eosin.training.method.pretrain_step", step)
     train(str(tmp_path / "tiny.yaml"), run.root, tiles=[str(tmp_path / "tiles")], mpp=0.5, device="cpu")
     look()
     states = [page.partition('class="status">')[2].split(" · ")[0] for page in seen]

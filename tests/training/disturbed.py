@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from eosin.cli.main import main
-from eosin.training import loop
+from eosin.training import method
 from eosin.training.pretrain import pretrain_step
 
 
@@ -24,7 +24,7 @@ def disturb(number: int, call: int) -> None:
             os.kill(os.getpid() if number > 0 else os.getppid(), abs(number))
         return pretrain_step(*arguments, **words)
 
-    loop.pretrain_step = step  # type: ignore[assignment]
+    method.pretrain_step = step  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -313,7 +313,7 @@ def test_a_bad_gradient_is_never_saved(tiles_folder: Path, tmp_path: Path, monke
         losses = pretrain_step(*arguments)
         return {**losses, "grad_norm": losses["grad_norm"] * float("nan")}
 
-    monkeypatch.setattr("eosin.training.loop.pretrain_step", poisoned)
+    monkeypatch.setattr("eosin.training.method.pretrain_step", poisoned)
     with pytest.raises(TrainingStopped, match="not finite at step 0"):
         run_it(tiles_folder, tmp_path / "run", "run.log_every=2")
     assert RunFolder(tmp_path / "run").steps() == []

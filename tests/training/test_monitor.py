@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from eosin.evaluation.tasks import open_task
 from eosin.features import label_free
 from eosin.runs import RunFolder
 from eosin.tiles import TilePlan
 from eosin.training import Recipe, load_recipe
 from eosin.training.monitor import Monitor, Use, keep_sample, watched_tiles
 from eosin.training.networks import Networks
+from eosin.training.probes import open_probes
 
 from .conftest import TINY
 from .watched_by_two import look
@@ -66,7 +66,7 @@ def test_numbers_are_those_of_a_plain_loop(recipe: Recipe, shared: bool) -> None
         recipe = load_recipe("quickstart", [*TINY, "objective.shared_head=true", "objective.ibot_prototypes=16"])[0]
     networks = teacher_apart(recipe)
     tiles = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)  # more than one batch
-    found = Monitor(recipe, tiles, {}).measure(networks, 0.05)
+    found = Monitor(recipe, tiles).measure(networks, 0.05)
     teacher = networks.teacher
     cls, dino, ibot = [], [], []
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_numbers_are_those_of_a_plain_loop(recipe: Recipe, shared: bool) -> None
 def test_a_recipe_without_masked_patches_has_one_head(recipe: Recipe) -> None:
     recipe = load_recipe("quickstart", [*TINY, "objective.ibot_weight=0"])[0]
     tiles = np.zeros((4, 32, 32, 3), dtype=np.uint8)
-    found = Monitor(recipe, tiles, {}).measure(Networks(recipe), 0.05)
+    found = Monitor(recipe, tiles).measure(Networks(recipe), 0.05)
     assert not any(name.endswith("/ibot") for name in found)
     assert found["prototypes_used"] == 1 / 4  # equal tiles, one prototype
 
@@ -118,7 +118,7 @@ def test_two_processes_measure_what_one_does(probe: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr[-3000:]
     alone, together = (json.loads((out / "numbers.json").read_text()) for out in (one, two))
     assert alone.keys() == together.keys()
-    assert "knn" in alone
+    assert {"knn", "knn_low", "knn_high", "logreg"} <= alone.keys()
     for name, value in alone.items():
         assert together[name] == pytest.approx(value, rel=1e-5), name
     with np.load(one / "pictures/attention_first.npz") as a, np.load(two / "pictures/attention_first.npz") as b:
@@ -128,8 +128,8 @@ def test_two_processes_measure_what_one_does(probe: Path, tmp_path: Path) -> Non
 
 def test_several_probes_have_their_names(recipe: Recipe, probe: Path) -> None:
     tiles = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    tasks = {name: open_task(f"{name}={probe}") for name in ("x", "y")}
-    found = Monitor(recipe, tiles, tasks).measure(Networks(recipe), 0.05)
+    probes = open_probes([f"{name}={probe}" for name in ("x", "y")], None, "knn", 200)
+    found = Monitor(recipe, tiles, probes).measure(Networks(recipe), 0.05)
     assert found["knn/x"] == found["knn/y"]
     assert 0 <= found["knn/x"] <= 1
 

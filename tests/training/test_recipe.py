@@ -84,7 +84,7 @@ def test_user_recipes_and_changes_are_marked_as_such(tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_circles(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no recipe called midnite; there are kaiko-vitb16"):
+    with pytest.raises(RecipeError, match="no recipe called midnite; there are exaone-path-2, kaiko-vitb16"):
         load_recipe("midnite")
     (tmp_path / "a.yaml").write_text(f"base: {tmp_path}/b.yaml\n")
     (tmp_path / "b.yaml").write_text(f"base: {tmp_path}/a.yaml\n")

@@ -46,7 +46,7 @@ def during(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], objec
                 act()
             return pretrain_step(*arguments)
 
-        monkeypatch.setattr("eosin.training.loop.pretrain_step", step)
+        monkeypatch.setattr("eosin.training.method.pretrain_step", step)
 
     return install
 

@@ -185,7 +185,7 @@ def test_a_signal_stops_the_study_and_fails_no_run(
             os.kill(os.getpid(), number)
         return pretrain_step(*arguments, **words)
 
-    monkeypatch.setattr("eosin.training.loop.pretrain_step", interrupted)
+    monkeypatch.setattr("eosin.training.method.pretrain_step", interrupted)
     with pytest.raises(Interrupted, match="the same command goes on"):
         run_it(write_study(tmp_path), tmp_path / "out", tiles_folder)
     runs = json.loads((tmp_path / "out" / "study.json").read_text())["runs"]

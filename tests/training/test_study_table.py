@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
+from eosin.errors import DataError
+from eosin.evaluation import evaluate
+from eosin.evaluation.outcome import Measure
 from eosin.evaluation.statistics import balanced_accuracy
 from eosin.training.study_table import (
     Judged,
     case_differences,
+    main_rows,
     rank_correlations,
+    read_judged,
     seed_differences,
     seed_interval,
     summaries,
@@ -75,10 +83,45 @@ def test_case_differences_average_the_seeds_that_both_arms_have() -> None:
 
     def judged(run: dict[str, Any]) -> dict[str, Judged]:
         correct = np.array(hits[run["arm"], run["seed"]], dtype=float)
-        return {"knn/t": Judged(names, correct, labels, np.array([0, 0, 1, 1, 2, 2]))}
+        statistics = np.stack([correct, np.ones(6)], axis=1)[None]
+        score, groups = balanced_accuracy(correct, labels), np.array([0, 0, 1, 1, 2, 2])
+        return {"knn/t": Judged(names, Measure("balanced_accuracy", score, np.ones(1), statistics, labels, groups))}
 
     (found,) = case_differences(runs, ["b", "a"], "b", judged, {"knn/t": "patient"})
     expected = np.mean([[balanced_accuracy(hits[arm, seed], labels) for seed in (0, 1)] for arm in "ab"], axis=1)
     assert found["difference"] == pytest.approx(expected[0] - expected[1])
     assert (found["seeds"], found["n"], found["over"]) == (2, 3, "patient")
     assert found["ci_low"] <= found["difference"] <= found["ci_high"]
+    assert found["p"] >= 0.25  # of three patients
+
+
+def test_scores_of_numbers_are_compared_by_their_own_metric(tmp_path: Path) -> None:
+    """Two judged models stand for two arms of one seed: their difference is that of `eosin eval`."""
+    values = np.random.default_rng(0)
+    rows = ["file,value_a,value_b,patient"]
+    for number in range(24):
+        Image.fromarray(values.integers(0, 9 * number + 20, (16, 16, 3)).astype(np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
+        rows.append(f"{number}.png,{number},{values.normal():.3f},p{number // 3}")
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    spec = f"t={tmp_path / 't.csv'}"
+    evaluate("colour", [spec], "strict", tmp_path / "both", against=["texture"])
+    (wanted,) = json.loads((tmp_path / "both" / "comparisons.json").read_text())
+    for arm in ("colour", "texture"):
+        (scored,) = evaluate(arm, [spec], "strict", tmp_path / arm)
+        assert main_rows([scored]) == {"strict/t": scored}
+    runs = [row("colour", 0), row("texture", 0)]
+    found = case_differences(
+        runs, ["colour", "texture"], "texture", lambda run: read_judged(tmp_path / run["arm"]), {"strict/t": "patient"}
+    )
+    for name in ("difference", "ci_low", "ci_high", "p"):
+        assert found[0][name] == pytest.approx(wanted[name])
+    (tmp_path / "colour" / "predictions.parquet").unlink()
+    with pytest.raises(DataError, match="judge it again"):
+        read_judged(tmp_path / "colour")
+
+
+def test_the_first_of_several_metrics_is_the_main_one() -> None:
+    rows = [{"protocol": "strict", "task": "t", "metric": metric} for metric in ("dice", "dice_per_image", "iou")]
+    assert main_rows(rows)["strict/t"]["metric"] == "dice"

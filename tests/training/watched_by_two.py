@@ -19,12 +19,12 @@ TILES = 13  # not divisible by two
 def look(probe: str, out: Path, changes: list[str]) -> None:
     """Measure a teacher that is not its start on TILES tiles and on `probe`; OUT/numbers.json, OUT/pictures."""
     from eosin.distributed import World, world
-    from eosin.evaluation.tasks import open_task
     from eosin.runs import RunFolder
     from eosin.training import load_recipe
     from eosin.training.monitor import Monitor
     from eosin.training.networks import Networks
     from eosin.training.parallel import spread
+    from eosin.training.probes import open_probes
 
     device = torch.device("cpu")
     with world(device):
@@ -36,7 +36,7 @@ def look(probe: str, out: Path, changes: list[str]) -> None:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         spread(networks, recipe, device, "fp32")
         tiles = np.random.default_rng(0).integers(0, 256, (TILES, 40, 40, 3), dtype=np.uint8)
-        monitor = Monitor(recipe, tiles, {"probe": open_task(f"probe={probe}")})
+        monitor = Monitor(recipe, tiles, open_probes([f"probe={probe}"], None, "knn,logreg", 200))
         values = monitor.measure(networks, 0.05)
         monitor.keep_attention(networks, 0, RunFolder(out))
         assert bool(values) == World.here().is_first

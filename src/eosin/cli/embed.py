@@ -42,6 +42,9 @@ def embed(
     ] = None,
     where: Annotated[str | None, typer.Option("--where", help="Expression over cohort columns.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop the features that the folder holds.")] = False,
+    stage: Annotated[
+        str, typer.Option("--stage", help="tile; of an exported pyramid also region or slide: one Parquet table.")
+    ] = "tile",
 ) -> None:
     """Embed all tissue tiles of a cohort or of slides: one h5 a slide, resumable, failures in failures.csv.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 _Model = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="Exported folder, zoo or timm name, or `colour` (6 numbers)."),
+    typer.Argument(metavar="[MODEL]", help="Exported folder, zoo or timm name, `colour` or `texture`."),
 ]
 _Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; again = resume.")]
 _Tasks = Annotated[
@@ -19,15 +18,23 @@ _Tasks = Annotated[
         "--tasks",
         "--task",
         help="Public tasks by name (`eosin tasks list`), `all` that lie below --data, or your own NAME=PATH:"
-        " folder of class folders, table.csv, arrays.npz. Repeat, or a comma list.",
+        " folder of class folders or of images and masks, table.csv, arrays.npz. Repeat, or a comma list.",
     ),
 ]
 _Protocol = Annotated[
-    list[str] | None, typer.Option("--protocol", help="knn, simpleshot, logreg. Repeat, or a comma list.")
+    list[str] | None,
+    typer.Option(
+        "--protocol",
+        help="strict (default), eva-v2, eva-v1, midnight, knn, simpleshot, logreg. Repeat, or a comma list.",
+    ),
 ]
 _Features = Annotated[
     Path | None,
-    typer.Option("--features", help="F.npz with features and labels, in place of MODEL and --tasks."),
+    typer.Option(
+        "--features",
+        help="F.npz with features and labels, an eva manifest, or a folder of slide features with labels.csv, in place"
+        " of MODEL and --tasks.",
+    ),
 ]
 _Data = Annotated[
     Path | None,
@@ -35,7 +42,8 @@ _Data = Annotated[
 ]
 _Against = Annotated[list[str] | None, typer.Option("--against", help="Another MODEL to compare with. Repeat.")]
 _Baselines = Annotated[
-    bool, typer.Option("--baselines", help="Add rows: random weights in the same architecture, colour only.")
+    bool,
+    typer.Option("--baselines", help="Add rows: random weights in the same architecture, colour only, texture only."),
 ]
 _Weights = Annotated[Path | None, typer.Option("--weights", help="File with the weights of MODEL.")]
 _RandomInit = Annotated[bool, typer.Option("--random-init", help="MODEL with random weights.")]
@@ -71,10 +79,10 @@ def eval_(
     fresh: _Fresh = False,
     any_count: _AnyCount = False,
 ) -> None:
-    """Judge an encoder on public tasks or your labelled images: k-NN, SimpleShot, logistic regression, intervals.
+    """Judge an encoder on public tasks or your own: tiles, slides, masks, gene expression, robustness; with intervals.
 
-    95 % intervals are bootstrapped over patients where the table has a `patient` column, else over images. Writes
-    results.json, predictions.parquet and, where models are compared, comparisons.json.
+    A protocol says how. 95 % intervals are bootstrapped over patients or slides where they are known, else over
+    samples. Writes results.json, predictions.parquet and, where models are compared, comparisons.json.
     """
     import json
 
@@ -84,7 +92,7 @@ def eval_(
     rows = evaluate(
         model,
         [spec for entry in tasks or [] for spec in entry.split(",") if spec],
-        protocol or ["knn,logreg"],
+        protocol or ["strict"],
         out,
         data,
         against or [],
@@ -106,15 +114,32 @@ def eval_(
     typer.echo(f"written: {folder.results}")
 
 
+METRICS = {
+    "balanced_accuracy": "balanced accuracy",
+    "dice": "Dice",
+    "dice_per_image": "Dice per image",
+    "dice_per_window": "Dice per window",
+    "iou": "IoU",
+    "pearson": "Pearson's r",
+    "robustness_index": "robustness index",
+    "performance_drop_inside": "average performance drop on the same centres",
+    "performance_drop_outside": "average performance drop on other centres",
+}
+"""Metrics in words; others as they are called in results.json."""
+_SAMPLES = {"slide": "slides", "regression": "tiles", "robustness": "tiles"}
+
+
 def print_results(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
-    """One table of scores a task, chance level in it, and one of differences, on stdout."""
+    """One table of scores a task and metric, chance in it where there is one, and one of differences, on stdout."""
     from rich.console import Console
     from rich.table import Table
 
+    from eosin.evaluation.leaderboard_names import short_names
+
     console = Console()
     names = short_names([*(row["model"] for row in rows), *(row["against"] for row in comparisons)])
-    for task in dict.fromkeys(row["task"] for row in rows):
-        own = [row for row in rows if row["task"] == task]
+    for task, metric in dict.fromkeys((row["task"], row["metric"]) for row in rows):
+        own = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
         table = Table(title=_title(own[0]), title_justify="left")
         for name in ("protocol", "model"):
             table.add_column(name, overflow="fold")
@@ -125,36 +150,29 @@ def print_results(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]])
                 spread = "" if row["run_sd"] is None else f"{row['run_sd']:.3f}"
                 table.add_row(protocol, names[row["model"]], f"{row['mean']:.3f}", _ends(row), spread)
             table.add_section()
-        table.add_row("", "chance", f"{own[0]['chance']:.3f}", "", "")
+        if own[0]["chance"] is not None:
+            table.add_row("", "chance", f"{own[0]['chance']:.3f}", "", "")
         console.print(table)
     if comparisons:
+        several = len({row["metric"] for row in comparisons}) > 1
         table = Table(title=f"{names[comparisons[0]['model']]} minus", title_justify="left")
-        for name in ("task", "protocol", "model"):
+        for name in ("task", "protocol", *(("metric",) if several else ()), "model"):
             table.add_column(name, overflow="fold")
         for name in ("difference", "95 % interval", "p"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in comparisons:
-            p = "" if row["p"] is None else f"{row['p']:.4f}"
+            p = "" if row["p"] is None or row["p"] != row["p"] else f"{row['p']:.4f}"
             difference, ends = f"{row['difference']:+.3f}", _ends(row, "+")
-            table.add_row(row["task"], row["protocol"], names[row["against"]], difference, ends, p)
+            metric = (METRICS.get(row["metric"], row["metric"]),) if several else ()
+            table.add_row(row["task"], row["protocol"], *metric, names[row["against"]], difference, ends, p)
         console.print(table)
 
 
 def _title(row: dict[str, Any]) -> str:
-    over = f"{row['n_patients']} patients" if row["resampled"] == "patient" else f"{row['resampled']}s"
-    return f"{row['task']}: balanced accuracy on {row['split']}, {row['n']} images, intervals over {over}"
-
-
-def short_names(models: Iterable[str]) -> dict[str, str]:
-    """Each model's shortest trailing part of its path that no other model shares."""
-    whole = list(dict.fromkeys(models))
-    short = {}
-    for model in whole:
-        parts = model.split("/")
-        tails = ("/".join(parts[-n:]) for n in range(1, len(parts) + 1))
-        others = [other for other in whole if other != model]
-        short[model] = next((t for t in tails if not any(f"/{o}".endswith(f"/{t}") for o in others)), model)
-    return short
+    over = f"{row['n_patients' if row['resampled'] == 'patient' else 'n_groups']} {row['resampled']}s"
+    samples = _SAMPLES.get(row["kind"], "images")
+    metric = METRICS.get(row["metric"], row["metric"])
+    return f"{row['task']}: {metric} on {row['split']}, {row['n']} {samples}, intervals over {over}"
 
 
 def _ends(row: dict[str, Any], sign: str = "") -> str:

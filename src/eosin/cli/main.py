@@ -11,6 +11,7 @@ import typer
 from eosin.cli.embed import embed
 from eosin.cli.eval import eval_
 from eosin.cli.export import export
+from eosin.cli.features import features
 from eosin.cli.heatmap import heatmap
 from eosin.cli.index import index
 from eosin.cli.leaderboard import leaderboard
@@ -38,6 +39,7 @@ app.command()(train)
 app.command()(export)
 app.command(name="eval")(eval_)
 app.command()(leaderboard)
+app.command()(features)
 app.command()(embed)
 app.add_typer(mil, name="mil")
 app.command()(heatmap)

@@ -26,10 +26,18 @@ def train(
     mpp: Annotated[float | None, typer.Option("--mpp", help="µm/px that the --tiles have.")] = None,
     where: Annotated[str | None, typer.Option("--where", help="Slides to use, e.g. \"site == 'A'\".")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="Change a value: run.batch=64. Repeat.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", help="Weights to start from: FILE, export, RUN, zoo or timm name.")
+    ] = None,
     probe: Annotated[
         list[str] | None,
-        typer.Option("--probe", help="NAME=PATH of labelled tiles, watched by k-NN. Repeat."),
+        typer.Option(
+            "--probe",
+            help="Task to judge the run on as it learns: NAME=PATH, or a public one by name. Repeat. How: --set"
+            " run.probe_protocol=knn,logreg.",
+        ),
     ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder that holds the public tasks of --probe.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: GPU if any.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would run and what it costs, write nothing.")
@@ -44,10 +52,11 @@ def train(
     ] = False,
 ) -> None:
     """Train an encoder on your slides; kill it and run it again, and it goes on exactly."""
+    changes = [*([f"start={start}"] if start is not None else []), *(changes or [])]
     if dry_run:
         from eosin.training.dry_run import describe
 
-        typer.echo(describe(recipe, cohort or [], tiles or [], mpp, where, changes or [], gpu, gpus or 1))
+        typer.echo(describe(recipe, cohort or [], tiles or [], mpp, where, changes, gpu, gpus or 1))
         return
     folder = _run_folder(out, gpu, gpus)
     from eosin.training import train as run
@@ -62,8 +71,9 @@ def train(
             tiles=tiles or [],
             mpp=mpp,
             where=where,
-            set=changes or [],
+            set=changes,
             probe=probe or [],
+            data=data,
             device=device,
             fresh=fresh,
             accept_changed=accept_changed,

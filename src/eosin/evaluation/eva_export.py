@@ -15,25 +15,21 @@ import re
 from pathlib import Path
 from typing import Any
 
-from eosin.evaluation.leaderboard import Block, Board, Column, Row, classes_of
+from eosin.evaluation.leaderboard import Block, Board, Column
+from eosin.evaluation.leaderboard_rows import Row, classes_of
+from eosin.evaluation.tasks.manifest import EVA_NAMES, TEST_IS_VAL
 from eosin.files import PathLike, check_writable, write_json, write_text
 
-TASKS = {
-    "gleason": "gleason_arvaniti",
-    "pcam": "patch_camelyon",
-    "pcam-10shot": "patch_camelyon_10shots",
-    "camelyon16-small": "camelyon16_small",
-    "panda-small": "panda_small",
-}
+TASKS = {ours: theirs for theirs, ours in EVA_NAMES.items()}
 """Our name of a task -> eva's, where they differ."""
-# Official test splits that eva calls val.
-_TEST_IS_VAL = frozenset({"mhist", "unitopatho", "consep", "monusac"})
-_METRICS = {"dice": "MonaiDiceScore", "pearson": "PearsonCorrCoef"}
+_METRICS = {"dice_per_window": "MonaiDiceScore", "pearson": "PearsonCorrCoef"}
 _MORE = {"accuracy": "Accuracy", "macro_f1": "F1Score", "auroc": "AUROC"}
 
 
 def write_eva(board: Board, folder: PathLike) -> tuple[list[Path], int]:
-    """Write all results of tiles; returns the files and how many results were left out (cross-validated, slides)."""
+    """Write all results but those of `eosin mil train`; returns the files, and how many results were left out: those,
+    and cross-validated ones.
+    """
     root = check_writable(folder)
     written: list[Path] = []
     left_out = sum(
@@ -91,7 +87,7 @@ def plain(words: str) -> str:
 def _stage(block: Block, column: Column) -> str:
     if block.kind == "mil" or column.split not in ("val", "test"):
         return ""
-    return "val" if column.task in _TEST_IS_VAL else column.split
+    return "val" if column.task in TEST_IS_VAL else column.split
 
 
 def _table(block: Block, columns: list[Column]) -> str:

@@ -1,33 +1,27 @@
 """Many results side by side: which rows may stand in one column, under which name each model goes, who is ahead.
 
-Reads folders of `eosin eval` and `eosin mil train`. A block holds the rows of one protocol hash, a column of it one
-task, metric and split; rows of different protocols never share a column, and a column whose rows were judged on
-different samples under one name is refused. Differences, ranks and averages are computed beside (`leaderboard_pairs`,
-`leaderboard_averages`). Nothing here is published by others.
+Reads folders of `eosin eval` and `eosin mil train`. A block holds the rows of one protocol, which has a hash for each
+kind of task, a column of it one task, metric and split; rows of different hashes never share a column, and a column
+whose rows were judged on different samples under one name is refused. Differences, ranks and averages are computed
+beside (`leaderboard_pairs`, `leaderboard_averages`). Nothing here is published by others.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from eosin.errors import DataError
 from eosin.evaluation.leaderboard_names import display_names
-from eosin.evaluation.leaderboard_pairs import Pair, Rank, Said, column_pairs, ranks_of, samples_of
+from eosin.evaluation.leaderboard_pairs import Pair, Rank, column_pairs, ranks_of
+from eosin.evaluation.leaderboard_rows import Row, chance_of, class_counts, classes_of, parts_of, read_rows
+from eosin.evaluation.leaderboard_samples import Said, samples_of
 from eosin.files import PathLike
 
-Row = dict[str, Any]
 Cells = dict[str, list[tuple[Path, Row]]]
 """Rows of one task by model name, with the file that each is from."""
-
-LOWER_IS_BETTER = frozenset({"average_performance_drop", "performance_drop", "ece"})
-"""Metrics of which less is better."""
-
-_NEEDED = ("task", "metric", "mean", "model", "protocol", "protocol_hash")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +67,32 @@ class Column:
         return count if isinstance(count, int) else None
 
     @property
-    def lower_is_better(self) -> bool:
-        """Whether the best score is the smallest."""
-        return self.metric in LOWER_IS_BETTER
+    def parts(self) -> list[str]:
+        """Names of what results have a score of its own for: classes, or the targets of a regression."""
+        return parts_of(next(iter(self.entries.values())).row)
+
+    @property
+    def kind(self) -> str:
+        """What kind of task it is, "" where results do not say."""
+        return str(next(iter(self.entries.values())).row.get("kind") or "")
+
+    @property
+    def protocol_hash(self) -> str:
+        """Of the protocol for tasks of this kind."""
+        return str(next(iter(self.entries.values())).row.get("protocol_hash") or "")
+
+    @property
+    def chance(self) -> float | None:
+        """What guessing gets; None where nobody knows, or results say different things."""
+        told = {chance_of(entry.row) for entry in self.entries.values()}
+        return told.pop() if len(told) == 1 else None
 
 
 @dataclass(eq=False)
 class Block:
-    """Columns of one protocol hash. `kind`: "eval" or "mil"; `title` tells blocks of one protocol name apart."""
+    """Columns of one protocol, of one hash for each kind of task. `kind`: "eval" or "mil"; `protocol_hash`: all of its
+    hashes; `title` tells blocks of one protocol name apart.
+    """
 
     kind: str
     protocol: str
@@ -139,79 +151,27 @@ def read_board(results: Sequence[PathLike]) -> Board:
     told = [(file, row) for file, rows in found for row in rows]
     names = display_names(told, given)
     groups: dict[tuple[str, str, str], dict[tuple[str, str], Cells]] = {}
+    versions = _versions(row for _, row in told)
     for (file, row), name in zip(told, names, strict=True):
-        cells = groups.setdefault((_kind(row), str(row["protocol"]), str(row["protocol_hash"])), {})
+        cells = groups.setdefault((_kind(row), str(row["protocol"]), versions[_version(row)]), {})
         task = (str(row["task"]), str(row.get("split") or "test"))
         cells.setdefault(task, {}).setdefault(name, []).append((file, row))
     blocks = []
-    for (kind, protocol, protocol_hash), tasks in groups.items():
+    for (kind, protocol, version), tasks in groups.items():
         columns = [column for (task, split), own in tasks.items() for column in _columns(task, split, own, kind)]
         if columns:
-            blocks.append(Block(kind, protocol, protocol_hash, columns))
+            blocks.append(Block(kind, protocol, version, columns))
     if not blocks:
         raise DataError(f"{files[0]} has no scores: every mean in it is empty")
     for block in blocks:
         _refuse_mixed(block)
         for column in block.columns:
-            column.pairs = column_pairs(list(column.entries.values()), column.metric, block.protocol_hash)
-            column.ranks = ranks_of(
-                {name: entry.mean for name, entry in column.entries.items()}, column.pairs, column.lower_is_better
-            )
+            column.pairs = column_pairs(list(column.entries.values()), column.metric)
+            column.ranks = ranks_of({name: entry.mean for name, entry in column.entries.items()}, column.pairs)
     _title(blocks)
     shown = {entry.model for block in blocks for column in block.columns for entry in column.entries.values()}
     words = {name: str(row["model"]) for (_, row), name in zip(told, names, strict=True) if name in shown}
     return Board(words, blocks, [file.parent for file in files])
-
-
-def read_rows(file: Path) -> list[Row]:
-    """The rows of a results.json, checked. DataError where it is missing, damaged, empty, or a row lacks something."""
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"no results in {file}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is damaged: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{file} is not a list of results; `eosin eval` and `eosin mil train` write such files")
-    if not rows:
-        raise DataError(f"{file} has no results: its list is empty")
-    for number, row in enumerate(rows, 1):
-        if missing := [key for key in _NEEDED if key not in row or row[key] == ""]:
-            raise DataError(f"{file}: result {number} has no {missing[0]}; it was not written by this eosin")
-        if row["mean"] is not None and not _is_number(row["mean"]):
-            raise DataError(f"{file}: result {number} ({row['task']}) has the mean {row['mean']!r}, not a number")
-    return rows
-
-
-def classes_of(row: Row) -> list[str]:
-    """Class names that a row knows; empty for a task without."""
-    told = row.get("classes") or row.get("per_class") or row.get("n_per_class") or []
-    return [str(name) for name in told] if row.get("kind") not in ("regression", "survival") else []
-
-
-def class_counts(row: Row) -> list[int] | None:
-    """How many judged samples each class has; None where the row does not say."""
-    if isinstance(row.get("confusion"), list):
-        return [int(sum(line)) for line in row["confusion"]]
-    if isinstance(row.get("n_per_class"), dict):
-        return [int(count) for count in row["n_per_class"].values()]
-    return None
-
-
-def leaks_of(row: Row) -> list[str]:
-    """What makes a score look better than it is, in a few words each."""
-    found = []
-    if row.get("task_in_training"):
-        found.append("trained on labels of this task")
-    seen = row.get("patients_in_training")
-    if seen:
-        count = len(seen) if isinstance(seen, list) else seen
-        found.append(f"{count} of its patients were in training")
-    if row.get("shared_groups"):
-        found.append(f"{row['shared_groups']} {row.get('resampled') or 'group'}s in train and test")
-    if row.get("complete") is False:
-        found.append("not the full data set")
-    return found
 
 
 def _results_file(word: PathLike, given: dict[Path, str]) -> Path:
@@ -231,12 +191,29 @@ def _results_file(word: PathLike, given: dict[Path, str]) -> Path:
     return path.resolve()
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _kind(row: Row) -> str:
     return "mil" if row.get("head") else "eval"
+
+
+def _version(row: Row) -> tuple[str, str, str]:
+    return _kind(row), str(row["protocol"]), str(row["protocol_hash"])
+
+
+def _versions(rows: Iterable[Row]) -> dict[tuple[str, str, str], str]:
+    """The block that each protocol hash goes into: hashes of one protocol share it, one for each kind of task.
+
+    Where a kind of task was judged by two hashes of one name, each hash has a block of its own.
+    """
+    hashes: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for row in rows:
+        kinds = hashes.setdefault(_version(row)[:2], {})
+        kinds.setdefault(str(row.get("kind") or "classification"), set()).add(str(row["protocol_hash"]))
+    found: dict[tuple[str, str, str], str] = {}
+    for (source, protocol), kinds in hashes.items():
+        told = list(dict.fromkeys(one for own in kinds.values() for one in sorted(own)))
+        apart = any(len(own) > 1 for own in kinds.values())
+        found |= {(source, protocol, one): one if apart else " ".join(told) for one in told}
+    return found
 
 
 def _columns(task: str, split: str, cells: Cells, kind: str) -> list[Column]:
@@ -259,7 +236,7 @@ def _columns(task: str, split: str, cells: Cells, kind: str) -> list[Column]:
         mains.setdefault(metric, {})[name] = Entry(name, row, file.parent, said, more)
     columns = []
     for metric, entries in mains.items():
-        best_first = sorted(entries, key=lambda name: entries[name].mean, reverse=metric not in LOWER_IS_BETTER)
+        best_first = sorted(entries, key=lambda name: entries[name].mean, reverse=True)
         columns.append(Column(task, metric, split, {name: entries[name] for name in best_first}))
     return columns
 

@@ -62,7 +62,7 @@ def averages_of(block: Block, names: Sequence[str] = ()) -> list[Average]:
 
 
 def average_of(block: Block, name: str) -> Average:
-    """One average; a score on a part of a public data set does not count, nor one where less is better."""
+    """One average; a score on a part of a public data set does not count."""
     terms, absent = _terms(block, name)
     columns = [column for term in terms for column in term]
     values: dict[str, float] = {}
@@ -89,8 +89,7 @@ def mean_ranks(block: Block) -> dict[str, float]:
     full = [name for name in block.models if all(name in column.entries for column in block.columns)]
     places: dict[str, list[int]] = {name: [] for name in full}
     for column in block.columns:
-        sign = -1 if column.lower_is_better else 1
-        scores = {name: sign * column.entries[name].mean for name in full}
+        scores = {name: column.entries[name].mean for name in full}
         for name in full:
             places[name].append(1 + sum(other > scores[name] for other in scores.values()))
     return {name: float(np.mean(own)) for name, own in places.items()}
@@ -98,15 +97,16 @@ def mean_ranks(block: Block) -> dict[str, float]:
 
 def _terms(block: Block, name: str) -> tuple[list[list[Column]], list[str]]:
     """What is averaged, each term a column or the parts of a task, and the names of tasks that the block lacks."""
-    usable = [column for column in block.columns if not column.lower_is_better]
     if name == ALL:
-        return [[column] for column in usable], []
+        return [[column] for column in block.columns], []
     terms, absent = [], []
     for task in NAMED[name]:
         term = []
         for part in _PARTS.get(task, (task,)):
             own = [
-                column for column in usable if column.task == part and (task not in _TESTED or column.split == "test")
+                column
+                for column in block.columns
+                if column.task == part and (task not in _TESTED or column.split == "test")
             ]
             if own:
                 term.append(own[0])

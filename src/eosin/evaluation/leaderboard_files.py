@@ -10,9 +10,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eosin.evaluation.leaderboard import Block, Board, Column, Entry, leaks_of
+from eosin.evaluation.leaderboard import Block, Board, Column, Entry
 from eosin.evaluation.leaderboard_averages import Average, mean_ranks
 from eosin.evaluation.leaderboard_pairs import Pair
+from eosin.evaluation.leaderboard_rows import leaks_of
 from eosin.evaluation.leaderboard_sizes import Size
 from eosin.evaluation.published import Anchor, anchors_of, source_words
 
@@ -80,6 +81,8 @@ def _result(block: Block, column: Column, entry: Entry) -> dict[str, Any]:
         "no_difference_shown_from": list(rank.tied),
         "leaks": leaks_of(entry.row),
         "folder": str(entry.folder),
+        "kind": entry.row.get("kind"),
+        "further": [{key: row.get(key) for key in ("metric", "mean", "ci_low", "ci_high")} for row in entry.more],
     }
 
 

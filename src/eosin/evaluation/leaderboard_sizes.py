@@ -1,7 +1,8 @@
-"""How large each model of a leaderboard is and how many slides it has seen, where that is known.
+"""How large each model of a leaderboard is and how many slides and tiles it has seen, where that is known.
 
 Parameters: of the zoo, of an exported folder's description, of timm's definition. Slides: of an exported folder, or as
-its owners publish them (`published.yaml`). What is not known is None; nothing is downloaded.
+its owners publish them (`published.yaml`). Tiles: of an exported folder. What is not known is None; nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ RANDOM = " (random init)"
 
 
 class Size(NamedTuple):
-    """Number of weights and of training slides, None where unknown; `slides_from` says who states the slides."""
+    """Number of weights, of training slides and of tiles seen (one seen twice counts twice), None where unknown;
+    `slides_from` says who states the slides.
+    """
 
     parameters: int | None
     slides: int | None
     slides_from: str = ""
+    tiles: int | None = None
 
 
 def sizes_of(board: Board) -> dict[str, Size]:
@@ -36,6 +40,7 @@ def sizes_of(board: Board) -> dict[str, Size]:
             parameters if isinstance(parameters, int) else known.parameters,
             slides if isinstance(slides, int) else known.slides,
             "its results" if isinstance(slides, int) else known.slides_from,
+            known.tiles,
         )
     return found
 
@@ -45,7 +50,7 @@ def size_of(word: str) -> Size:
     random = word.endswith(RANDOM)
     word = word.removesuffix(RANDOM)
     size = _of_folder(Path(word)) or _of_zoo(word) or _of_timm(word) or Size(None, None)
-    return size._replace(slides=None, slides_from="") if random else size
+    return size._replace(slides=None, slides_from="", tiles=None) if random else size
 
 
 def _of_folder(folder: Path) -> Size | None:
@@ -60,8 +65,8 @@ def _of_folder(folder: Path) -> Size | None:
         return None
     from eosin.models.vit import ViT
 
-    slides = told.get("slides")
-    return Size(_count(lambda: ViT(block.encoder)), slides if isinstance(slides, int) else None, "its model card")
+    slides, tiles = (told.get(key) if isinstance(told.get(key), int) else None for key in ("slides", "tiles"))
+    return Size(_count(lambda: ViT(block.encoder)), slides, "its model card" if slides else "", tiles)
 
 
 def _of_zoo(word: str) -> Size | None:

@@ -7,10 +7,7 @@ rule beside them.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
-
-Settings = dict[str, Any]
-Watch = Literal["reported", "inner"]
+from eosin.evaluation.switches import Settings, Switch
 
 KNN: Settings = {"k": 20, "vote": "softmax", "temperature": 0.07}
 LOGREG: Settings = {
@@ -18,18 +15,6 @@ LOGREG: Settings = {
     "max_iter": 1000,
     "tol": 1e-5,
 }
-
-
-class Switch(NamedTuple):
-    """A behaviour of eva that its documents omit or get wrong: what it is, and the settings with and without it.
-
-    `watch`, where given: what best checkpoints are chosen on without it.
-    """
-
-    about: str
-    on: Settings
-    off: Settings
-    watch: Watch | None = None
 
 
 SWITCHES: dict[str, Switch] = {
@@ -77,6 +62,21 @@ SWITCHES: dict[str, Switch] = {
         "few training samples are drawn by one NumPy generator, seed 42, run after run; off: by our own keyed streams",
         {"shots_of": "eva"},
         {"shots_of": "words"},
+    ),
+    "eva.bag_weight_decay": Switch(
+        "weight decay .01 for heads on bags, the optimiser's default; eva's documents say 0",
+        {"weight_decay": 0.01},
+        {"weight_decay": 0.0},
+    ),
+    "hest.random_pca": Switch(
+        "principal components by scikit-learn's choice, a randomised method for wide features; off: exact",
+        {"pca": "hest"},
+        {"pca": "exact"},
+    ),
+    "hest.lsqr": Switch(
+        "the ridge is solved by LSQR in float32 to a tolerance of 1e-4; off: exact",
+        {"solver": "hest"},
+        {"solver": "exact"},
     ),
 }
 
@@ -163,4 +163,44 @@ STRICT: Settings = {
     "init": "zero",
     "checkpoint": "last",
     "monitor": "balanced_accuracy",
+}
+
+# HEST-bench: 256 components, penalty 100 / (components x genes), no choice to make.
+RIDGE: Settings = {"components": 256, "alpha": None, "pca": "exact", "solver": "exact"}
+HEST_SWITCHES = ("hest.random_pca", "hest.lsqr")
+
+# PathoROB: neighbours that its paper gives for each set, and how slides are drawn to train.
+ROBUSTNESS: Settings = {"k": 11, "repeats": 20, "design": None}
+ROBUSTNESS_TASKS: dict[str, Settings] = {
+    "pathorob-camelyon": {"k": 11, "design": ["two sites", 7]},
+    "pathorob-tcga": {"k": 61, "design": ["four sites"]},
+    "pathorob-tolkach": {"k": 46, "design": ["two sites", 3]},
+}
+
+# ABMIL on bags as eva 0.4.5 trains it; patience is a number of epochs.
+BAGS_EVA_V2: Settings = {"lr": 1e-3, "batch": 32, "epochs": 100, "steps": 12_500, "runs": 20, "patience": 20}
+BAGS_EVA_V2_SWITCHES = (
+    "eva.bag_weight_decay",
+    "eva.third_first",
+    "eva.schedule_per_epoch",
+    "eva.logits_to_metric",
+    "eva.macro_accuracy",
+    "eva.choose_on_reported",
+)
+# Sources differ on Midnight's runs of Camelyon16; these are its authors' own files.
+BAGS_MIDNIGHT: Settings = {**BAGS_EVA_V2, "schedule": "cosine"}
+BAGS_MIDNIGHT_SWITCHES = tuple(name for name in BAGS_EVA_V2_SWITCHES if name != "eva.third_first")
+BAGS_MIDNIGHT_TASKS: dict[str, Settings] = {
+    "camelyon16-small": {"runs": 5, "patience": 10},
+    # 448 px that are 112 µm wide, brought to the encoder's size.
+    "panda-small": {"runs": 20, "patience": 8, "mpp": 0.25, "size_px": 448},
+}
+BAGS_STRICT: Settings = {
+    "lr": 1e-3,
+    "weight_decay": 0.01,
+    "batch": 32,
+    "epochs": 50,
+    "runs": 5,
+    "schedule": "cosine",
+    "per": "step",
 }

@@ -10,8 +10,9 @@
 | simpleshot-1, -4, -16 | nearest centroid of 1, 4, 16 samples a class, centred, L2, 1,000 draws | nothing |
 | logreg | multinomial logistic regression (L-BFGS) on standardised features | C, on val or inside train |
 
-Knows no arithmetic: probes/ has it. Data without a split is judged by cross-validation, predictions pooled. What eva
-does and does not say are named switches; `eva-v2~eva.weight_decay` is eva-v2 without one of them.
+What a protocol does with other kinds of tasks lies in its `kinds` (`Protocol.of`). Knows no arithmetic: probes/ has it.
+Data without a split is judged by cross-validation, predictions pooled. What eva does and does not say are named
+switches; `eva-v2~eva.weight_decay` is eva-v2 without one of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any
 
 from eosin.errors import DataError
 from eosin.evaluation import protocol_settings as known
-from eosin.evaluation.protocol_settings import Watch
+from eosin.evaluation.probes import segmentation_settings as dense
+from eosin.evaluation.switches import Settings, Switch, Watch
 from eosin.provenance import hash_of
 
 
@@ -34,7 +36,8 @@ class Protocol:
     own. `draws`: bootstrap resamples behind each interval. `seed`: of folds, draws and resamples. `tasks`: what
     differs from `settings` in tasks of these names. `watch`: probes that keep a best checkpoint choose it on val; where
     there is none, on the "reported" split or on an "inner" part of train (None: nothing is watched). `switches`: names
-    in protocol_settings.SWITCHES that are on. `pooling`: of the encoder's tokens, None: as the encoder has it.
+    in SWITCHES that are on. `pooling`: of the encoder's tokens, None: as the encoder has it. All that is about tasks of
+    `kind`; `kinds`: the protocol of the same id for each further kind that it judges.
     """
 
     id: str
@@ -49,12 +52,30 @@ class Protocol:
     watch: Watch | None = None
     switches: tuple[str, ...] = ()
     pooling: str | None = None
+    kind: str = "classification"
+    kinds: dict[str, Protocol] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
-        """Hash of every setting; a field that says nothing does not count."""
-        said = {name: value for name, value in asdict(self).items() if name not in _MORE or value}
+        """Hash of every setting for this kind of task; a field that says nothing does not count."""
+        said = {name: value for name, value in asdict(replace(self, kinds={})).items() if name not in _MORE or value}
+        if self.kind == "classification":
+            del said["kind"]
         return hash_of(said)
+
+    def judges(self, kind: str) -> bool:
+        """Whether it says how tasks of `kind` are judged."""
+        return kind == self.kind or kind in self.kinds
+
+    def of(self, kind: str) -> Protocol:
+        """This protocol for tasks of `kind`. Raises DataError where it says nothing of them."""
+        if kind == self.kind:
+            return self
+        if kind not in self.kinds:
+            able = [name for name, other in PROTOCOLS.items() if kind in other.kinds]
+            said = f"these do: {', '.join(able)}" if able else "no protocol does"
+            raise DataError(f"protocol {self.id} does not judge {kind} tasks; {said}")
+        return self.kinds[kind]
 
     def settings_for(self, task: str) -> dict[str, Any]:
         """Arguments of the probe for the task of this name."""
@@ -62,38 +83,105 @@ class Protocol:
 
     def without(self, switch: str) -> Protocol:
         """This protocol with one of its switches off, under a name that says so. Raises DataError for others."""
-        if switch not in self.switches:
-            listed = ", ".join(self.switches) or "none"
-            raise DataError(f"protocol {self.id} has no switch {switch!r}; it has {listed}")
-        off = known.SWITCHES[switch]
+        listed = list(dict.fromkeys([*self.switches, *(name for one in self.kinds.values() for name in one.switches)]))
+        if switch not in listed:
+            raise DataError(f"protocol {self.id} has no switch {switch!r}; it has {', '.join(listed) or 'none'}")
+        return replace(self._off(switch), kinds={kind: one._off(switch) for kind, one in self.kinds.items()})
+
+    def _off(self, switch: str) -> Protocol:
+        off = SWITCHES[switch]
+        there = switch in self.switches
         return replace(
             self,
             id=f"{self.id}~{switch}",
-            settings={**self.settings, **off.off},
-            watch=self.watch if off.watch is None else off.watch,
+            settings={**self.settings, **off.off} if there else self.settings,
+            watch=off.watch if there and off.watch is not None else self.watch,
             switches=tuple(name for name in self.switches if name != switch),
         )
 
 
-_MORE = ("tasks", "watch", "switches", "pooling")
+_MORE = ("tasks", "watch", "switches", "pooling", "kinds")
+
+SWITCHES: dict[str, Switch] = {**known.SWITCHES, **dense.SWITCHES}
+"""Every named hidden behaviour, by name."""
 
 
-def _with_switches(id: str, settings: dict[str, Any], switches: tuple[str, ...], **more: Any) -> Protocol:
-    """A linear protocol with these switches on."""
-    on: dict[str, Any] = {}
+def _switched(id: str, probe: str, settings: Settings, switches: tuple[str, ...], **more: Any) -> Protocol:
+    """A protocol with these switches on; it watches the reported split unless `more` says otherwise."""
+    on: Settings = {}
     for name in switches:
-        on.update(known.SWITCHES[name].on)
-    return Protocol(id, "linear", {**settings, **on}, watch="reported", switches=switches, **more)
+        on.update(SWITCHES[name].on)
+    return Protocol(id, probe, {**settings, **on}, switches=switches, **{"watch": "reported", **more})
+
+
+def _hest(id: str, pooling: str) -> Protocol:
+    """HEST-bench as its code has it."""
+    more: dict[str, Any] = {"metric": "pearson", "inner_folds": 0, "watch": None, "pooling": pooling}
+    return _switched(id, "ridge", known.RIDGE, known.HEST_SWITCHES, kind="regression", **more)
+
+
+def _decoders(id: str, settings: Settings, switches: tuple[str, ...], tasks: dict[str, Settings]) -> Protocol:
+    return _switched(id, "segmentation", settings, switches, tasks=tasks, metric="dice", kind="segmentation")
+
+
+def _bags(id: str, settings: Settings, switches: tuple[str, ...], **more: Any) -> Protocol:
+    return _switched(id, "abmil", settings, switches, kind="slide", **more)
+
+
+def _by_kind(*protocols: Protocol) -> dict[str, Protocol]:
+    return {protocol.kind: protocol for protocol in protocols}
+
+
+_STRICT = _by_kind(
+    Protocol("strict", "abmil", known.BAGS_STRICT, watch="inner", kind="slide"),
+    Protocol(
+        "strict", "segmentation", dense.STRICT, metric="dice", kind="segmentation", tasks=dense.STRICT_TASKS, folds=3
+    ),
+    Protocol("strict", "ridge", known.RIDGE, metric="pearson", inner_folds=0, kind="regression"),
+    Protocol(
+        "strict",
+        "neighbours",
+        known.ROBUSTNESS,
+        metric="robustness_index",
+        tasks=known.ROBUSTNESS_TASKS,
+        kind="robustness",
+    ),
+)
+_EVA_V2 = _by_kind(
+    _bags("eva-v2", known.BAGS_EVA_V2, known.BAGS_EVA_V2_SWITCHES, pooling="cls"),
+    _decoders("eva-v2", dense.EVA_V2, dense.EVA_V2_SWITCHES, dense.EVA_V2_TASKS),
+    _hest("eva-v2", "cls"),
+)
+_MIDNIGHT = _by_kind(
+    _bags(
+        "midnight",
+        known.BAGS_MIDNIGHT,
+        known.BAGS_MIDNIGHT_SWITCHES,
+        tasks=known.BAGS_MIDNIGHT_TASKS,
+        pooling="cls+mean",
+    ),
+    _decoders("midnight", dense.MIDNIGHT, dense.MIDNIGHT_SWITCHES, dense.MIDNIGHT_TASKS),
+    _hest("midnight", "cls+mean"),
+)
+
+
+def _linear(id: str, settings: Settings, switches: tuple[str, ...], **more: Any) -> Protocol:
+    return _switched(id, "linear", settings, switches, **more)
 
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.id: protocol
     for protocol in (
-        Protocol("strict", "linear", known.STRICT),
-        _with_switches("eva-v2", known.EVA_V2, known.EVA_V2_SWITCHES, tasks=known.EVA_V2_TASKS, pooling="cls"),
-        _with_switches("eva-v1", known.EVA_V1, known.EVA_V1_SWITCHES, tasks=known.EVA_V1_TASKS, pooling="cls"),
-        _with_switches(
-            "midnight", known.MIDNIGHT, known.MIDNIGHT_SWITCHES, tasks=known.MIDNIGHT_TASKS, pooling="cls+mean"
+        Protocol("strict", "linear", known.STRICT, kinds=_STRICT),
+        _linear("eva-v2", known.EVA_V2, known.EVA_V2_SWITCHES, tasks=known.EVA_V2_TASKS, pooling="cls", kinds=_EVA_V2),
+        _linear("eva-v1", known.EVA_V1, known.EVA_V1_SWITCHES, tasks=known.EVA_V1_TASKS, pooling="cls"),
+        _linear(
+            "midnight",
+            known.MIDNIGHT,
+            known.MIDNIGHT_SWITCHES,
+            tasks=known.MIDNIGHT_TASKS,
+            pooling="cls+mean",
+            kinds=_MIDNIGHT,
         ),
         Protocol("knn", "knn", known.KNN),
         *(Protocol(f"simpleshot-{n}", "simpleshot", {"shots": n, "runs": 1000}) for n in (1, 4, 16)),

@@ -88,7 +88,7 @@ def anchors_of(block: Block, column: Column) -> list[Anchor]:
     for name, source in published().items():
         same = bool(source.protocol) and block.protocol.partition("~")[0] == source.protocol
         for place, told in enumerate(source.columns):
-            if (told.task, told.split, told.metric) != (column.task, column.split, column.metric):
+            if (told.task, told.split) != (column.task, column.split) or not _alike(told.metric, column.metric):
                 continue
             if told.n is not None and told.n != column.n:
                 continue
@@ -96,6 +96,14 @@ def anchors_of(block: Block, column: Column) -> list[Anchor]:
             found += [Anchor(model, value, name, same) for model, value in values.items() if value is not None]
     kept = [anchor for anchor in found if anchor.same_protocol] or found
     return sorted([*kept, *_slide_anchors(block, column)], key=lambda anchor: -anchor.value)
+
+
+_DICE = frozenset({"dice", "dice_per_image", "dice_per_window"})
+
+
+def _alike(metric: str, other: str) -> bool:
+    """Whether two metrics may stand side by side: the same, or Dice averaged in two ways, whose protocols differ."""
+    return metric == other or {metric, other} <= _DICE
 
 
 def _slide_anchors(block: Block, column: Column) -> list[Anchor]:

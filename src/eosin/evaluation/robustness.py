@@ -56,21 +56,39 @@ def robustness_index(
     sites a block). Raises DataError where a sample has fewer than k neighbours on other slides, or a
     feature vector is zero.
     """
+    counts = neighbour_counts(features, labels, sites, slides, k, blocks).sum(axis=0)
+    return Neighbours(*(int(count) for count in counts))
+
+
+def neighbour_counts(
+    features: npt.NDArray[np.float32],
+    labels: Ints,
+    sites: Ints,
+    slides: Ints,
+    k: int,
+    blocks: Ints | None = None,
+) -> Ints:
+    """The same for each sample: int64 [N, 4], in the order of `Neighbours`, each row of sum k."""
     unit = _unit(features)
     blocks = np.zeros(len(labels), dtype=np.int64) if blocks is None else blocks
-    counts = np.zeros((2, 2), dtype=np.int64)  # [other class, other site]
+    counts = np.zeros((len(labels), 4), dtype=np.int64)
     for block in np.unique(blocks):
         rows = np.flatnonzero(blocks == block)
-        fewest = len(rows) - int(np.bincount(np.unique(slides[rows], return_inverse=True)[1]).max())
-        if fewest < k:
-            raise DataError(f"robustness index: {k} neighbours asked for, a sample has only {fewest} on other slides")
+        refuse_few_neighbours(slides[rows], k)
         for first in range(0, len(rows), _ROWS):
             part = rows[first : first + _ROWS]
             near = rows[_nearest(unit, slides, part, rows, k)]  # [n, k]
-            other_class = (labels[near] != labels[part, None]).astype(np.int64)
-            other_site = (sites[near] != sites[part, None]).astype(np.int64)
-            np.add.at(counts, (other_class, other_site), 1)
-    return Neighbours(*(int(count) for count in counts.ravel()))
+            which = 2 * (labels[near] != labels[part, None]) + (sites[near] != sites[part, None])
+            for place in range(4):
+                counts[part, place] = (which == place).sum(axis=1)
+    return counts
+
+
+def refuse_few_neighbours(slides: Ints, k: int) -> None:
+    """Raise DataError where a sample has fewer than `k` neighbours on other slides; `slides` [N] of all samples."""
+    fewest = len(slides) - int(np.bincount(np.unique(slides, return_inverse=True)[1]).max())
+    if fewest < k:
+        raise DataError(f"robustness index: {k} neighbours asked for, a sample has only {fewest} on other slides")
 
 
 def _unit(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -120,10 +138,18 @@ def four_site_design() -> Design:
 
 @dataclass(frozen=True)
 class Drop:
-    """Balanced accuracies float64 [levels, repeats] on slides of the same sites, and of other sites."""
+    """Balanced accuracies float64 [levels, repeats] on slides of the same sites, and of other sites.
+
+    `tested`, `right`: how many samples of each slide and class [U] were tested, [2, repeats, U] (0 the same sites, 1
+    other sites), and how many of them were right, [2, repeats, levels, U]; `slide`, `label`: of each, [U].
+    """
 
     inside: Floats
     outside: Floats
+    tested: Ints
+    right: Ints
+    slide: Ints
+    label: Ints
 
     @property
     def inside_drop(self) -> float:
@@ -158,25 +184,35 @@ def performance_drop(
     ones of each site and class. Logistic regression, C from `grid` by validation. Raises DataError where a
     site and class have too few slides.
     """
-    cells = _cells(labels, sites, slides, outside, design)
+    cells = cells_of(labels, sites, slides, outside, design)
     accuracy = np.empty((2, len(design.train), repeats))
+    units, unit = np.unique(np.stack([slides, labels]), axis=1, return_inverse=True)
+    unit, count = unit.reshape(-1), units.shape[1]
+    tested = np.zeros((2, repeats, count), dtype=np.int64)
+    right = np.zeros((2, repeats, len(design.train), count), dtype=np.int64)
     for repeat in range(repeats):
         words = Words(seed, "performance drop", repeat)
         place_of = words.permutations(int(slides.max()) + 1)
         order = {cell: sorted(parts, key=lambda rows: place_of[slides[rows[0]]]) for cell, parts in cells.items()}
         tests = (_rest(order, slides, labels, design.most), np.flatnonzero(outside))
+        for place, rows in enumerate(tests):
+            tested[place, repeat] = np.bincount(unit[rows], minlength=count)
         for level, table in enumerate(design.train):
             train, val = _parts(order, table, design.most)
             model = _fit(features, labels, train, val, grid)
             for place, rows in enumerate(tests):
-                accuracy[place, level, repeat] = balanced_accuracy_score(labels[rows], model.predict(features[rows]))
-    return Drop(*accuracy)
+                said = model.predict(features[rows])
+                accuracy[place, level, repeat] = balanced_accuracy_score(labels[rows], said)
+                right[place, repeat, level] = np.bincount(unit[rows[said == labels[rows]]], minlength=count)
+    return Drop(accuracy[0], accuracy[1], tested, right, units[0], units[1])
 
 
-def _cells(
+def cells_of(
     labels: Ints, sites: Ints, slides: Ints, outside: npt.NDArray[np.bool_], design: Design
 ) -> dict[tuple[int, int], list[Ints]]:
-    """Rows of each slide, by site and class, of the samples that are not outside."""
+    """Rows of each slide, by site and class, of the samples that are not outside. Raises DataError where the design
+    asks for more slides than there are, or for other sites.
+    """
     inside = np.flatnonzero(~outside)
     if not len(inside) or not outside.any():
         raise DataError("performance drop: samples of the training sites and of other sites are needed")

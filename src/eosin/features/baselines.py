@@ -12,16 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eosin.features.encoder import Encoder, Features
+from eosin.features.encoder import Encoder, Features, Pixels
 
 OCTAVES = 3
 TURNS = 8
 _WAVES_PX = (3.0, 4.24)  # wavelengths of an octave; the next one is twice as long
 _RADIUS_PX = 5
+_SQUARE_PX = 8
 
 
 class ColourEncoder(Encoder):
     """Colour alone: mean and standard deviation of R, G, B of the raw tile, 6 numbers in [0, 1]."""
+
+    places = "pixels"
 
     def __init__(self) -> None:
         super().__init__(name="colour", width=6, pooling="mean", input_size=None, model_hash="colour-mean-sd")
@@ -48,18 +51,37 @@ class TextureEncoder(Encoder):
         super().__init__(name="texture", width=30, pooling="mean", input_size=None, model_hash="texture-gabor-30")
         self.register_buffer("bank", gabor_bank(), persistent=False)
 
+    @torch.no_grad()
+    def patch_tokens(self, pixels: Pixels, norm: bool = True) -> Tensor:
+        """Texture of squares of 8 px, float32 [B, h, w, 12]: of each wavelength the log of the mean energy and of that
+        in the strongest direction. `norm` changes nothing.
+        """
+        maps = []
+        for octave, energy in enumerate(self._energies(self.prepare(pixels))):
+            both = torch.cat([energy.mean(dim=2), energy.amax(dim=2)], dim=1)  # [B, 2 · 2, h, w]
+            maps.append(F.avg_pool2d(both, _SQUARE_PX >> octave))
+        height, width = (min(part.shape[axis] for part in maps) for axis in (2, 3))
+        joined = torch.cat([part[:, :, :height, :width] for part in maps], dim=1)
+        return torch.log(joined + 1e-4).permute(0, 2, 3, 1)
+
     def features(self, images: Tensor) -> Features:
         return Features(None, images.permute(0, 2, 3, 1))
 
-    def vector(self, features: Features) -> Tensor:
-        density = -torch.log(features.patches.mean(dim=3)[:, None] + 0.02)  # [B, 1, H, W]
+    def _energies(self, images: Tensor) -> list[Tensor]:
+        """Strength of the waves of each octave at each place, [B, 2, 8, h, w], of images [B, 3, H, W]."""
+        density = -torch.log(images.mean(dim=1, keepdim=True) + 0.02)  # [B, 1, H, W]
         contrast = density.std(dim=(1, 2, 3), keepdim=True) + 0.02
         density = (density - density.mean(dim=(2, 3), keepdim=True)) / contrast
-        numbers = []
+        found = []
         for octave in range(OCTAVES):
             layer = density if octave == 0 else F.avg_pool2d(density, 2**octave)
             waves = F.conv2d(layer, self.bank, padding=_RADIUS_PX)  # [B, 2 · 8 · 2, h, w]
-            energy = waves.unflatten(1, (len(_WAVES_PX), TURNS, 2)).square().sum(dim=3).sqrt()
+            found.append(waves.unflatten(1, (len(_WAVES_PX), TURNS, 2)).square().sum(dim=3).sqrt())
+        return found
+
+    def vector(self, features: Features) -> Tensor:
+        numbers = []
+        for energy in self._energies(features.patches.permute(0, 3, 1, 2)):
             mean = energy.mean(dim=2)
             numbers += [
                 mean.mean(dim=(2, 3)),

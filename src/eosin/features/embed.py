@@ -24,6 +24,7 @@ from eosin.features.embed_run import Embedding, EmbeddingRun
 from eosin.features.encoder import Encoder
 from eosin.features.extract import find_device
 from eosin.features.load import load_model
+from eosin.features.pyramid_file import is_pyramid, load_pyramid_block
 from eosin.files import PathLike, check_writable, write_json
 from eosin.progress import say
 from eosin.slides import Cohort
@@ -55,6 +56,7 @@ def embed_slides(
     mpp_csv: PathLike | None = None,
     where: str | None = None,
     fresh: bool = False,
+    stage: str = "tile",
 ) -> EmbeddingRun:
     """Embed all tissue tiles of slides into `out`/SLIDE_ID.h5 (TRIDENT's layout). Again with the same words resumes.
 
@@ -69,15 +71,22 @@ def embed_slides(
         workers: processes that read, 0 for none; batch: tiles a forward pass; device: default the GPU where there
             is one; precision: fp32 or bf16 (autocast), default bf16 on a GPU and fp32 on a CPU.
         where: an expression over cohort columns. fresh: drop the features that `out` holds.
+        stage: tile; of an exported pyramid also region or slide: one table for all slides, regions.parquet or
+            slides.parquet, with the tiles that the pyramid was trained on.
 
     Raises EosinError subclasses, one line: bad words, a folder made with other settings, no slide that worked.
     """
     place = _device(device)
     if precision is not None and precision not in PRECISIONS:
         raise DataError(f"unknown precision {precision!r}: {', '.join(PRECISIONS)}")
+    if stage != "tile":
+        given = (mpp, size, stride, pooling, weights, input_size) != (None,) * 6 or random_init or tokens or clam
+        return _embed_upper(model, slides, Path(out), stage, place, precision, batch, mpp_csv, where, fresh, given)
     encoder, word = model, getattr(model, "name", str(model))
     if not isinstance(encoder, Encoder):
         encoder = load_model(encoder, weights, random_init, pooling, input_size, None, seed)
+        if size is None and is_pyramid(str(model)):
+            size = load_pyramid_block(str(model)).size_px
     encoder = encoder.to(place)
     precision = precision or ("bf16" if place.type == "cuda" else "fp32")
     settings = _settings(encoder, mpp, size, stride, min_foreground, precision, tokens)
@@ -98,6 +107,34 @@ def embed_slides(
     if not done.slides and not done.finished and done.failures:
         raise DataError("no slide could be embedded; {}: {}".format(*next(iter(done.failures.items()))))
     return done
+
+
+def _embed_upper(
+    model: PathLike | Encoder,
+    slides: Sequence[PathLike] | PathLike | Cohort,
+    out: Path,
+    stage: str,
+    place: torch.device,
+    precision: str | None,
+    batch: int | None,
+    mpp_csv: PathLike | None,
+    where: str | None,
+    fresh: bool,
+    given: bool,
+) -> EmbeddingRun:
+    """Vectors of regions or slides; `given`: whether words were given that a pyramid decides by itself."""
+    from eosin.features.embed_pyramid import STAGES, embed_stage
+
+    if stage not in STAGES:
+        raise DataError(f"unknown stage {stage!r}: {', '.join(STAGES)}")
+    if given or isinstance(model, Encoder):
+        raise DataError(f"--stage {stage} takes tiles, scale and weights as the exported pyramid has them")
+    with world(place) as here:
+        if here.size > 1:
+            raise DataError(f"--stage {stage} runs in one process; share slides out with --where")
+        cohort = _cohort(slides, check_writable(out), mpp_csv, where, here)
+        precision = precision or ("bf16" if place.type == "cuda" else "fp32")
+        return embed_stage(model, cohort, out, stage, place, precision, batch or 128, fresh)
 
 
 def _settings(

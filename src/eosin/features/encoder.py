@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,8 @@ class Encoder(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
+    places: ClassVar[Literal["patches", "pixels"]] = "patches"
+    """What `patch_tokens` tells apart: patches of the image, or single pixels."""
 
     def __init__(
         self,
@@ -88,15 +90,20 @@ class Encoder(nn.Module, ABC):
         return self.vector(self.features(self.prepare(pixels))).float()
 
     @torch.no_grad()
-    def patch_tokens(self, pixels: Pixels) -> Tensor:
+    def patch_tokens(self, pixels: Pixels, norm: bool = True) -> Tensor:
         """Patch tokens (or the last feature map of a convolutional network) float32 [B, h, w, D] of uint8
-        tiles.
+        tiles; without `norm` as the last block of a transformer leaves them, which segmentation heads read.
         """
-        return self.features(self.prepare(pixels)).patches.float()
+        images = self.prepare(pixels)
+        return (self.features(images).patches if norm else self.unnormed(images)).float()
 
     @abstractmethod
     def features(self, images: Tensor) -> Features:
         """Class token and patch tokens of normalised images [B, 3, S, S], after the final norm."""
+
+    def unnormed(self, images: Tensor) -> Tensor:
+        """Patch tokens [B, h, w, D] before the final norm, where there is one; else those of `features`."""
+        return self.features(images).patches
 
     def vector(self, features: Features) -> Tensor:
         """The tiles' vectors [B, dim] by `pooling`, of what `features` gave.
@@ -128,6 +135,10 @@ class VitEncoder(Encoder):
         rows = images.shape[2] // self.vit.config.patch
         return Features(tokens.cls, tokens.patches.unflatten(1, (rows, -1)))
 
+    def unnormed(self, images: Tensor) -> Tensor:
+        tokens = self.vit([images.to(self.vit.cls_token.dtype)], norm=False)[0]
+        return tokens.patches.unflatten(1, (images.shape[2] // self.vit.config.patch, -1))
+
 
 class TimmEncoder(Encoder):
     """Any timm network as an encoder; convolutional ones know the pooling `mean` only, which is timm's own
@@ -147,6 +158,12 @@ class TimmEncoder(Encoder):
         side = int(round((found.shape[1] - prefix) ** 0.5))
         cls = found[:, 0] if has_class_token(self.network) else None
         return Features(cls, found[:, prefix:].unflatten(1, (side, -1)))
+
+    def unnormed(self, images: Tensor) -> Tensor:
+        if not hasattr(self.network, "num_prefix_tokens") or not hasattr(self.network, "forward_intermediates"):
+            return self.features(images).patches
+        found = self.network.forward_intermediates(images, indices=1, norm=False, intermediates_only=True)
+        return found[-1].permute(0, 2, 3, 1)
 
     def vector(self, features: Features) -> Tensor:
         if hasattr(self.network, "num_prefix_tokens"):

@@ -35,6 +35,9 @@ INFO = (
     "data",
     "steps",
     "tiles",
+    "distinct_tiles",
+    "slides",
+    "patients",
     "scores",
     "training",
     "start",
@@ -57,9 +60,10 @@ def export_model(
 
     `input_size` px, a multiple of the patch; `mean`, `std` of pixels in [0, 1]; `pooling` cls | cls+mean |
     mean. `info`, all optional, JSON values: name, recipe, recipe_hash, cohort_hash, mpp (µm/px, number or
-    list), data (a line), steps, tiles (seen), scores (rows of results.json), training ({"tasks": [...],
-    "patients": [...]}), start (weights it started from), start_licence, averaged_steps. Raises WeightsError for
-    impossible settings, OutputError for a folder that holds something else.
+    list), data (a line), steps, tiles (seen), distinct_tiles, slides and patients (how many), scores (rows of
+    results.json), training ({"tasks": [...], "patients": [...], "slides": [...]}), start (weights it started from),
+    start_licence, averaged_steps. Raises WeightsError for impossible settings, OutputError for a folder that holds
+    something else.
     """
     folder = Path(folder)
     info = dict(info or {})

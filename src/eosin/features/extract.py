@@ -1,21 +1,22 @@
-"""Embeddings of a set of images, in order, batch by batch.
+"""Embeddings of a set of images, in order, batch by batch; kept in a store as they are made, or not at all.
 
-Images are decoded and brought to the encoder's size in worker processes; they may differ in size. Keeps
-nothing: store.py does.
+Images are decoded and brought to the encoder's size in worker processes; they may differ in size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from eosin.errors import DataError, EosinError
 from eosin.features.encoder import Encoder, batch_of, resize
+from eosin.features.store import FeatureStore, Growing
 from eosin.progress import progress_bar
 
 
@@ -32,23 +33,69 @@ def embed_images(
     The result does not depend on `workers`. Raises whatever EosinError reading an image raises, and DataError
     where there are no images or an embedding is not finite.
     """
+    features = np.empty((len(images), encoder.dim), dtype=np.float32)
+    done = 0
+    for block in embedded(encoder, images, batch, workers, title):
+        features[done : done + len(block)] = block
+        done += len(block)
+    return features
+
+
+def kept_embeddings(
+    store: FeatureStore,
+    key: str,
+    encoder: Encoder,
+    images: Sequence[npt.NDArray[np.uint8]],
+    *,
+    device: torch.device | None = None,
+    batch: int = 64,
+    workers: int = 0,
+    title: str = "embedding",
+) -> npt.NDArray[np.float32]:
+    """The same float32 [N, dim] out of `store`, memory-mapped; what it lacks is made first, on `device` (None: where
+    the encoder is).
+
+    `key`: `feature_key` of encoder and images. A killed call loses the batch under way alone; the next one goes on
+    behind the last finished batch, and with the same `batch` gives what an uninterrupted one gives.
+    """
+
+    def fill(growing: Growing) -> None:
+        if device is not None:
+            encoder.to(device)
+        with closing(embedded(encoder, images, batch, workers, title, growing.done)) as blocks:
+            for block in blocks:
+                growing.append(block)
+
     if not len(images):
         raise DataError("no images to embed")
-    features = np.empty((len(images), encoder.dim), dtype=np.float32)
-    loader = DataLoader(_Resized(images, encoder.input_size), batch_size=batch, num_workers=workers, collate_fn=list)
-    done = 0
-    with progress_bar(title, len(images), "images") as bar:
+    return store.grow(key, (len(images), encoder.dim), fill)
+
+
+def embedded(
+    encoder: Encoder,
+    images: Sequence[npt.NDArray[np.uint8]],
+    batch: int = 64,
+    workers: int = 0,
+    title: str = "embedding",
+    first: int = 0,
+) -> Generator[npt.NDArray[np.float32], None, None]:
+    """Embeddings float32 [B, dim] of `images` from number `first` on, a batch at a time. Raises as `embed_images`."""
+    if not len(images):
+        raise DataError("no images to embed")
+    rest = Subset(_Resized(images, encoder.input_size), range(first, len(images)))
+    loader = DataLoader(rest, batch_size=batch, num_workers=workers, collate_fn=list)
+    with progress_bar(title, len(images), "images", first) as bar:
         for tiles in loader:
             for tile in tiles:
                 if isinstance(tile, EosinError):
                     raise tile
-            features[done : done + len(tiles)] = _embed(encoder, tiles)
-            done += len(tiles)
+            block = _embed(encoder, tiles)
+            if not np.isfinite(block).all():
+                row = first + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+                raise DataError(f"{encoder.name} gives NaN or infinite features, first for image {row}")
+            yield block
+            first += len(tiles)
             bar.advance(len(tiles))
-    if not np.isfinite(features).all():
-        row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
-        raise DataError(f"{encoder.name} gives NaN or infinite features, first for image {row}")
-    return features
 
 
 def _embed(encoder: Encoder, tiles: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:

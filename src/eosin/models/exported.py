@@ -37,6 +37,7 @@ class TrainedOn(BaseModel):
 
     tasks: list[str] = []
     patients: list[str | int] = []
+    slides: list[str | int] = []
 
 
 class ExportedEncoder(BaseModel):

@@ -88,7 +88,7 @@ class EncoderConfig(BaseModel):
 
 
 class Tokens(NamedTuple):
-    """Output tokens of one crop size, after the final norm."""
+    """Output tokens of one crop size, after the final norm unless asked for without."""
 
     cls: Tensor  # [B, D]
     registers: Tensor  # [B, R, D]
@@ -298,6 +298,8 @@ class ViT(nn.Module):
         images: Sequence[Tensor],
         masks: Sequence[Tensor | None] | None = None,
         drops: DropPath | None = None,
+        *,
+        norm: bool = True,
     ) -> list[Tokens]:
         """Encode crops of one or several sizes.
 
@@ -305,6 +307,7 @@ class ViT(nn.Module):
         masks: bool [B_k, N_k] or None for each size; True patches are replaced by the mask token before
         positions are added.
         drops: a draw for exactly these crops; None drops nothing (teacher, evaluation).
+        norm: without it tokens come as the last block leaves them, before the final norm.
         Returns the tokens of each size. Raises RecipeError for crops that do not divide into patches, or a
         draw for another number of crops.
         """
@@ -322,7 +325,8 @@ class ViT(nn.Module):
             pieces = [torch.cat([t.flatten(0, 1) for t in tokens]) if len(tokens) > 1 else tokens[0].flatten(0, 1)]
         for block, drop in zip(self.blocks, layers, strict=True):
             pieces = block(pieces, packing, drop)
-        x = self.norm(torch.cat([piece.view(-1, self.config.width) for piece in pieces]))  # [T, D]
+        x = torch.cat([piece.view(-1, self.config.width) for piece in pieces])  # [T, D]
+        x = self.norm(x) if norm else x
         first = 1 + self.config.registers
         return [
             Tokens(part[:, 0], part[:, 1:first], part[:, first:])

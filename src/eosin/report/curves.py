@@ -38,6 +38,12 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "uniformity": ("Uniformity", "lower is more evenly spread over the sphere; 0 means collapse"),
         "knn": ("k-NN probe", "how often the nearest labelled tiles share the class; higher is better"),
+        "logreg": ("Logistic regression probe", "score of the task on labelled tiles; higher is better"),
+        "simpleshot": ("SimpleShot probe", "score with few labelled tiles a class; higher is better"),
+        "strict": ("Linear probe or decoder", "score of the task after few steps of training; higher is better"),
+        "eva-v2": ("Probe as eva 0.4.5 does it", "score of the task; higher is better"),
+        "eva-v1": ("Probe as eva 0.0.1 did it", "score of the task; higher is better"),
+        "midnight": ("Probe as Midnight's authors did it", "score of the task; higher is better"),
         "teacher_entropy": (
             "Teacher entropy",
             "how undecided the teacher is between prototypes, in nats, before targets are balanced; 0 is one prototype "
@@ -63,6 +69,10 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 _NOT_CURVES = frozenset({"step", "tiles", "seconds", "time", "epoch", "last_layer_frozen"})
+
+
+Curve = tuple[list[float], list[float]]
+"""Steps and values."""
 
 
 class Level(NamedTuple):
@@ -93,9 +103,9 @@ def levels_of(recipe: Mapping[str, Any]) -> dict[str, Level]:
     return levels
 
 
-def series(metrics: Sequence[dict[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
+def series(metrics: Sequence[dict[str, Any]]) -> dict[str, Curve]:
     """Logged rows turned into curves: name -> (steps, finite values), in the order of first appearance."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    found: dict[str, Curve] = {}
     for row in metrics:
         step = row.get("step") if isinstance(row, dict) else None
         if not isinstance(step, int | float):
@@ -113,17 +123,20 @@ def series(metrics: Sequence[dict[str, Any]]) -> dict[str, tuple[list[float], li
 def curves_section(metrics: Sequence[dict[str, Any]], levels: Mapping[str, Level] | None = None) -> Section:
     """All curves in groups, with `levels` drawn by the name of the number."""
     curves, levels = series(metrics), levels or {}
+    ends = _intervals(curves)
     for name in ("encoder_lr", "last_layer_lr"):  # most recipes have one learning rate for all
         if name in curves and curves[name] == curves.get("lr"):
             del curves[name]
     body: list[Html] = []
     for title, known in _GROUPS.items():
         names = [name for start in known for name in curves if _belongs(name, start)]
-        charts = [_chart(name, curves.pop(name), known, levels.get(name)) for name in dict.fromkeys(names)]
+        charts = [
+            _chart(name, curves.pop(name), known, levels.get(name), ends.get(name)) for name in dict.fromkeys(names)
+        ]
         if charts:
             body += [element("h3", title), element("div", charts, class_="charts")]
     if curves:
-        charts = [_chart(name, points, {}, None) for name, points in curves.items()]
+        charts = [_chart(name, points, {}, None, ends.get(name)) for name, points in curves.items()]
         body += [element("h3", "Other"), element("div", charts, class_="charts")]
     how = (
         "Each number against the optimiser step, its last value on the right; a healthy run has a falling "
@@ -132,25 +145,45 @@ def curves_section(metrics: Sequence[dict[str, Any]], levels: Mapping[str, Level
     return Section("curves", "Curves", how, body, "the run has not logged a step yet (no usable row in metrics.jsonl).")
 
 
+def _intervals(curves: dict[str, Curve]) -> dict[str, tuple[Curve, Curve]]:
+    """The ends of intervals, taken out of `curves`: knn_low and knn_high are of knn, knn_low/colon of knn/colon."""
+    found = {}
+    for name in list(curves):
+        start, slash, part = name.partition("/")
+        low, high = (f"{start}{end}{slash}{part}" for end in ("_low", "_high"))
+        if low in curves and high in curves:
+            found[name] = curves.pop(low), curves.pop(high)
+    return found
+
+
 def _belongs(name: str, known: str) -> bool:
-    """`knn/colon` belongs to knn; loss/ibot is not a part of loss, it has its own line."""
-    return name == known or (known != "loss" and name.startswith(f"{known}/"))
+    """`knn/colon` belongs to knn, strict-200 to strict; loss/ibot is not a part of loss, it has its own line."""
+    rest = name.removeprefix(known)
+    return name == known or (known != "loss" and rest != name and rest[0] in "/-~")
 
 
 def _chart(
-    name: str, points: tuple[list[float], list[float]], known: dict[str, tuple[str, str]], level: Level | None
+    name: str,
+    points: Curve,
+    known: dict[str, tuple[str, str]],
+    level: Level | None,
+    ends: tuple[Curve, Curve] | None = None,
 ) -> Html:
     steps, values = points
     start = next((key for key in known if _belongs(name, key)), "")
     title, hint = known.get(start, (name, ""))
     if start and name != start:
         part = name[len(start) + 1 :]
-        title = f"{title}: {'iBOT' if part == 'ibot' else part}"
+        title = f"{title}: {'iBOT' if part == 'ibot' else part.replace('/', ', ')}"
+    interval = None
+    if ends is not None and ends[0][0] == ends[1][0] == steps:
+        interval = ends[0][1], ends[1][1]
+        hint = f"{hint}; band: 95 % interval, last {number(ends[0][1][-1])} to {number(ends[1][1][-1])}"
     if level:
         hint = f"{hint}; dashed: {level.words}"
     first, last = (f"{number(values[at])} at step {number(steps[at])}" for at in (0, -1))
     alt = f"{title} from {first} to {last}"
-    chart = figures.line_chart(steps, values, name, reference=level.value if level else None)
+    chart = figures.line_chart(steps, values, name, reference=level.value if level else None, interval=interval)
     drawing = element("div", Html(chart), role="img", aria_label=alt)
     head = element("header", element("b", title), element("span", number(values[-1]), class_="number"))
     return element("figure", head, drawing, element("figcaption", hint) if hint else "", class_="chart")

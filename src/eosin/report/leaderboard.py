@@ -12,9 +12,10 @@ from pathlib import Path
 
 from eosin.errors import OutputError
 from eosin.evaluation.eva_export import write_eva
-from eosin.evaluation.leaderboard import Block, Board, Column, leaks_of, read_board
+from eosin.evaluation.leaderboard import Block, Board, Column, read_board
 from eosin.evaluation.leaderboard_averages import Average, averages_of, find_averages
 from eosin.evaluation.leaderboard_files import board_csv, board_json
+from eosin.evaluation.leaderboard_rows import OUT_OF_ONE, leaks_of
 from eosin.evaluation.leaderboard_sizes import Size, sizes_of
 from eosin.evaluation.published import anchors_of
 from eosin.files import PathLike, write_json, write_text
@@ -27,7 +28,7 @@ from eosin.report.leaderboard_tables import (
     sizes_words,
     table_section,
 )
-from eosin.report.leaderboard_tasks import bar_of, task_section
+from eosin.report.leaderboard_tasks import bar_of, task_section, wide_chart
 from eosin.report.mil_charts import BarGroup, bar_chart
 from eosin.report.mil_radar import radar_chart
 from eosin.report.page import Html, Section, element, number, render_page
@@ -36,6 +37,7 @@ from eosin.report.study_charts import named_arm
 LEAST_RADAR = 3
 SHOWN_RADAR = 8
 _OPEN_BARS = 60  # more are folded away
+_AXES = {"parameters": "parameters", "slides": "slides seen in training", "tiles": "tiles seen in training"}
 
 Averages = Mapping[int, Sequence[Average]]
 Arms = Mapping[str, int]
@@ -96,7 +98,8 @@ def _sections(
     several = len(board.blocks) > 1
     columns = [(block, column) for block in board.blocks for column in block.columns]
     for number_, (block, column) in enumerate(columns):
-        sections.append(task_section(f"task-{number_}", block, column, arms, several, published))
+        near = column.task not in {earlier.task for _, earlier in columns[:number_]}
+        sections.append(task_section(f"task-{number_}", block, column, arms, several, published, near))
     return [*sections, conditions_section(board, command)]
 
 
@@ -149,17 +152,19 @@ def _bars_section(board: Board, arms: Arms, published: bool) -> Section:
             ]
             title = metric_title(metric)
             words = f"{title} · {block.title}" if len(board.blocks) > 1 else title
-            drawing = element(
-                "figure",
-                bar_chart(groups, None, f"{words} by task with intervals"),
-                class_="chart",
-                style="max-width:62rem",
-            )
+            drawing = wide_chart(bar_chart(groups, _chance_of(block, metric), f"{words} by task with intervals"))
             if sum(len(group.bars) for group in groups) > _OPEN_BARS:
                 drawing = element("details", element("summary", f"{words}: all bars"), drawing)
-            body += [element("h3", words), _legend(block.models, arms), drawing]
+            there = [name for name in block.models if any(b.name == name for group in groups for b in group.bars)]
+            body += [element("h3", words), _legend(there, arms), drawing]
     how = "Whisker: 95 % interval over samples or patients; dot: one run; diamond: published, by this protocol."
     return Section("bars", "Bars", how, body)
+
+
+def _chance_of(block: Block, metric: str) -> float | None:
+    """What guessing gets in all tasks of a metric; None where it differs."""
+    told = {column.chance for column in block.columns if column.metric == metric}
+    return told.pop() if len(told) == 1 else None
 
 
 def _diamonds(block: Block, column: Column) -> dict[str, float]:
@@ -170,22 +175,39 @@ def _diamonds(block: Block, column: Column) -> dict[str, float]:
 def _radar_section(board: Board, arms: Arms) -> Section:
     body: list[Html] = []
     for block in board.blocks:
-        metric = max((c.metric for c in block.columns), key=[c.metric for c in block.columns].count)
-        columns = [c for c in block.columns if c.metric == metric and not c.lower_is_better]
-        full = [name for name in block.models if all(name in column.entries for column in columns)][:SHOWN_RADAR]
-        if len(columns) < LEAST_RADAR or not full:
+        columns, full = _radar_of(block)
+        if not full:
             continue
         polygons = [(arms[name], [column.entries[name].mean for column in columns]) for name in full]
-        titles = [column.title for column in columns]
-        drawing = radar_chart(titles, polygons, None, None, f"{metric_words(metric)} by task as a radar, {block.title}")
-        words = f"{metric_title(metric)}" + (f" · {block.title}" if len(board.blocks) > 1 else "")
+        metrics = [column.metric for column in columns]
+        usual = max(metrics, key=metrics.count)
+        titles = [
+            c.title if c.metric == usual or c.title.endswith(c.metric) else f"{c.title}, {metric_words(c.metric)}"
+            for c in columns
+        ]
+        words = metric_title(usual) + ("" if len(set(metrics)) == 1 else ", where no other metric is named")
+        words += f" · {block.title}" if len(board.blocks) > 1 else ""
+        guessing = [column.chance or 0.0 for column in columns] if all(c.chance is not None for c in columns) else None
+        drawing = radar_chart(titles, polygons, None, guessing, f"{words} as a radar, {block.title}")
         figure = element("figure", drawing, class_="chart", style="max-width:44rem")
         body += [element("h3", words), _legend(full, arms), figure]
     how = (
-        f"Score from the centre to 1 at the rim, models with every task, at most {SHOWN_RADAR}; the dashed ring is 0.5."
+        f"Score to 1 at the rim, models with every task, at most {SHOWN_RADAR}; the dashed ring is 0.5, the dashed "
+        "line in grey is guessing, where that is known of every task. Axes of different metrics are not to be compared."
     )
-    missing = f"a radar needs {LEAST_RADAR} tasks of one metric and protocol that one model has."
+    missing = f"a radar needs {LEAST_RADAR} tasks of one protocol that one model has."
     return Section("radar", "Radar", how, body, missing)
+
+
+def _radar_of(block: Block) -> tuple[list[Column], list[str]]:
+    """Axes and models of a radar: all metrics whose best is 1, else the most common one; no models without enough."""
+    whole = [column for column in block.columns if column.metric in OUT_OF_ONE]
+    metric = max((c.metric for c in whole), key=[c.metric for c in whole].count, default="")
+    for columns in (whole, [column for column in whole if column.metric == metric]):
+        full = [name for name in block.models if all(name in column.entries for column in columns)]
+        if len(columns) >= LEAST_RADAR and full:
+            return columns, full[:SHOWN_RADAR]
+    return [], []
 
 
 def _size_section(board: Board, averages: Averages, sizes: Mapping[str, Size], arms: Arms) -> Section:
@@ -193,7 +215,7 @@ def _size_section(board: Board, averages: Averages, sizes: Mapping[str, Size], a
     for number_, block in enumerate(board.blocks):
         scores, words = _overall(block, averages[number_])
         title = words + (f" · {block.title}" if len(board.blocks) > 1 else "")
-        for key, axis in (("parameters", "parameters"), ("slides", "slides seen in training")):
+        for key, axis in _AXES.items():
             points = [
                 SizePoint(arms[name], float(size), *score, name)
                 for name, score in scores.items()
@@ -203,14 +225,18 @@ def _size_section(board: Board, averages: Averages, sizes: Mapping[str, Size], a
                 drawing = size_chart(points, f"{title} against {axis}", axis, "score")
                 head = element("header", element("b", title))
                 charts.append(element("figure", head, drawing, class_="chart"))
-    known = [f"{name}: {told}" for name, size in sizes.items() if (told := sizes_words(size.parameters, size.slides))]
+    known = [
+        f"{name}: {told}"
+        for name, size in sizes.items()
+        if (told := sizes_words(size.parameters, size.slides, size.tiles))
+    ]
     unknown = [name for name, size in sizes.items() if not size.slides]
     notes = [element("p", f"{'; '.join(known)}.", class_="how small", style="margin-top:.8rem")] if known else []
     if unknown and len(unknown) < len(sizes):
         notes.append(element("p", f"Slides are not known of {', '.join(unknown)}.", class_="how small"))
     how = (
-        "Each point is a model. Sizes are of the zoo, the model's own description or timm's definition; slides as the "
-        "owners state them. Encoders differ in much else, so this is no scaling law."
+        "Each point is a model. Sizes are of the zoo, the model's own description or timm's definition; slides and "
+        "tiles as the owners state them. Encoders differ in much else, so this is no scaling law."
     )
     style = "display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(26rem,100%),1fr))"
     body = [*([element("div", charts, style=style)] if charts else []), *notes]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eosin.evaluation.leaderboard import Block, Board, Column, Entry, leaks_of
+from eosin.evaluation.leaderboard import Block, Board, Column, Entry
 from eosin.evaluation.leaderboard_averages import ALL, NAMED, Average, mean_ranks
 from eosin.evaluation.leaderboard_pairs import LEVEL, Rank
+from eosin.evaluation.leaderboard_rows import leaks_of
 from eosin.evaluation.published import Anchor, anchors_of, published, source_words
 from eosin.report.leaderboard_charts import short_number
 from eosin.report.mil_tables import fixed
@@ -18,6 +19,9 @@ METRICS = {
     "balanced_accuracy": "balanced accuracy",
     "c_index": "C-index",
     "dice": "Dice",
+    "dice_per_image": "Dice per image",
+    "dice_per_window": "Dice per window",
+    "iou": "IoU",
     "pearson": "Pearson's r",
     "r2": "R²",
     "robustness_index": "robustness index",
@@ -87,7 +91,7 @@ def _block_table(block: Block, averages: Sequence[Average], arms: Mapping[str, i
         ]
         line += [f"{ranks[name]:.1f}" if name in ranks else "–"] if ranks else []
         lines.append([*line, *(_cell(column, name) for column in block.columns)])
-    chances = [_chance(column) for column in block.columns]
+    chances = ["" if column.chance is None else fixed(column.chance) for column in block.columns]
     if any(chances):
         empty: list[Child] = [""] * (len(head) - 1 - len(chances))
         soft = [element("span", chance, class_="soft") for chance in chances]
@@ -97,8 +101,7 @@ def _block_table(block: Block, averages: Sequence[Average], arms: Mapping[str, i
 
 def _column_head(column: Column) -> Html:
     count = f", n {number(column.n, 9)}" if column.n is not None else ""
-    less = ", less is better" if column.lower_is_better else ""
-    words = element("span", f"{metric_words(column.metric)}{less}", class_="small")
+    words = element("span", metric_words(column.metric), class_="small")
     return joined(element("b", column.title), element("br"), words, element("br"), f"{column.split}{count}")
 
 
@@ -123,12 +126,6 @@ def _cell(column: Column, name: str) -> Child:
     if leaks := leaks_of(entry.row):
         parts += [element("br"), element("span", "leak", class_="bad small", title="; ".join(leaks))]
     return joined(parts)
-
-
-def _chance(column: Column) -> str:
-    told = {entry.row.get("chance") for entry in column.entries.values()}
-    value = told.pop() if len(told) == 1 else None
-    return fixed(value) if isinstance(value, int | float) else "0.500" if column.metric in ("auroc", "c_index") else ""
 
 
 def _average_note(average: Average) -> Html:
@@ -194,15 +191,16 @@ def conditions_section(board: Board, command: str) -> Section:
     for block in board.blocks:
         for name in block.models:
             own = [c.entries[name] for c in block.columns if name in c.entries]
-            lines.append([block.title, block.protocol_hash[:12], name, *_origin(own)])
+            hashes = dict.fromkeys(str(entry.row["protocol_hash"])[:12] for entry in own)
+            lines.append([block.title, ", ".join(hashes), name, *_origin(own)])
     head = ["protocol", "protocol hash", "model", "model hash", "input", "tasks", "fitting", "version", "folder"]
     body: list[Html] = [element("pre", element("code", command))] if command else []
     body.append(
         table(head, [[_code(c) if n in (1, 3, 8) else c for n, c in enumerate(line)] for line in lines], (5, 6))
     )
     how = (
-        "Results of one protocol hash stand in one table; the model hash is of the weights. Averages by name: "
-        f"{', '.join([*NAMED, ALL])}."
+        "A table holds one protocol, which has a hash for each kind of task; the model hash is of the weights. "
+        f"Averages by name: {', '.join([*NAMED, ALL])}."
     )
     return Section("conditions", "Conditions", how, body)
 
@@ -228,7 +226,7 @@ def _code(text: Child) -> Html:
     return element("span", text, class_="code")
 
 
-def sizes_words(parameters: int | None, slides: int | None) -> str:
-    """Parameters and slides in one line; empty where neither is known."""
-    parts = [f"{short_number(parameters)} parameters"] if parameters else []
-    return ", ".join([*parts, *([f"{short_number(slides)} slides"] if slides else [])])
+def sizes_words(parameters: int | None, slides: int | None, tiles: int | None) -> str:
+    """Parameters, slides and tiles seen in one line; empty where none is known."""
+    told = ((parameters, "parameters"), (slides, "slides"), (tiles, "tiles seen"))
+    return ", ".join(f"{short_number(count)} {word}" for count, word in told if count)

@@ -1,4 +1,6 @@
-"""One section a task of a leaderboard: table, bars with anchors, recalls, ROC, confusion, differences with Holm."""
+"""One section a task of a leaderboard: table, bars with anchors, recalls, ROC, confusion, overlays, neighbours,
+differences with Holm.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import DataError
-from eosin.evaluation.leaderboard import Block, Column, Entry, class_counts, leaks_of
+from eosin.evaluation.leaderboard import Block, Column, Entry
 from eosin.evaluation.leaderboard_pairs import LEVEL, Pair
+from eosin.evaluation.leaderboard_rows import class_counts, is_number, leaks_of
 from eosin.evaluation.published import anchors_of
 from eosin.report.leaderboard_charts import roc_points
+from eosin.report.leaderboard_neighbours import neighbours
+from eosin.report.leaderboard_overlays import overlays
 from eosin.report.leaderboard_tables import interval_words, metric_title, metric_words, rank_words
 from eosin.report.mil_charts import Bar, BarGroup, Line, bar_chart, confusion_table, diamond, line_chart
 from eosin.report.mil_runs import MilRun, confusion_of, read_mil_run, roc_of
@@ -26,6 +31,7 @@ SHOWN_ROC = 8  # models a chart
 SHOWN_CLASSES = 9  # ROC charts a task
 SHOWN_CONFUSION = 3  # more are folded away
 SHOWN_PAIRS = 10
+_WIDE = "max-width:62rem"
 SHOWN_PARTS = 30  # classes in a table
 _NAMED_TIES = 3
 _CLASSED = frozenset({"balanced_accuracy", "auroc", "accuracy"})
@@ -33,13 +39,15 @@ _MORE = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
 
 
 def task_section(
-    key: str, block: Block, column: Column, arms: Mapping[str, int], named: bool, anchors: bool
+    key: str, block: Block, column: Column, arms: Mapping[str, int], named: bool, anchors: bool, near: bool
 ) -> Section:
-    """The section of one column. `named`: the page has several protocols. `anchors`: show published values."""
+    """The section of one column. `named`: the page has several protocols. `anchors`: show published values. `near`:
+    show nearest neighbours, which are the same whatever the protocol.
+    """
     title = f"{column.title} · {block.title}" if named else column.title
     body = [_results(column, arms), _bars(block, column, arms, anchors)]
-    for part in (_recalls(column, arms), _roc(column, arms), _confusion(column)):
-        body += part
+    body += [*_recalls(column, arms), *_roc(column, arms), *_confusion(column)]
+    body += [*overlays(column), *(neighbours(column, arms) if near else [])]
     body += _differences(column)
     how = f"{metric_title(column.metric)} on {column.split}, {number(column.n, 9)} samples."
     return Section(key, title, how, body)
@@ -90,11 +98,8 @@ def _bars(block: Block, column: Column, arms: Mapping[str, int], anchors: bool) 
     found = anchors_of(block, column) if anchors else []
     if found:
         groups.append(BarGroup("published", [], {f"{a.model}, {a.source}": a.value for a in found}))
-    told = {entry.row.get("chance") for entry in column.entries.values()}
-    chance = told.pop() if len(told) == 1 else None
-    chance = chance if _is_number(chance) else 0.5 if column.metric in ("auroc", "c_index") else None
-    drawing = bar_chart(groups, chance, f"{column.title}: scores with intervals")
-    parts: list[Html] = [element("figure", drawing, class_="chart", style="max-width:62rem")]
+    drawing = bar_chart(groups, column.chance, f"{column.title}: scores with intervals")
+    parts: list[Html] = [wide_chart(drawing)]
     if found:
         mark = element("svg", diamond(14, 7), viewBox="0 0 28 14", class_="swatch", aria_hidden="true")
         same = "by the same protocol" if found[0].same_protocol else "by another protocol"
@@ -104,17 +109,23 @@ def _bars(block: Block, column: Column, arms: Mapping[str, int], anchors: bool) 
     return joined(parts)
 
 
+def wide_chart(drawing: Html) -> Html:
+    """Bars in a frame; a narrow screen scrolls them, so that words stay readable."""
+    inner = element("div", drawing, style="min-width:36rem")
+    return element("figure", element("div", inner, class_="scroll", style="margin:0"), class_="chart", style=_WIDE)
+
+
 def bar_of(entry: Entry, arms: Mapping[str, int]) -> Bar:
     """An entry as a bar with its interval and, where the result has them, its runs."""
     row = entry.row
-    low, high = (float(row[key]) if _is_number(row.get(key)) else None for key in ("ci_low", "ci_high"))
-    runs = [float(value) for value in row.get("run_scores") or [] if _is_number(value)]
+    low, high = (float(row[key]) if is_number(row.get(key)) else None for key in ("ci_low", "ci_high"))
+    runs = [float(value) for value in row.get("run_scores") or [] if is_number(value)]
     return Bar(arms[entry.model], entry.model, entry.mean, low, high, runs[:50] if len(runs) > 1 else ())
 
 
 def _recalls(column: Column, arms: Mapping[str, int]) -> list[Html]:
     """Share of each class that was found (or its own score), a line a model."""
-    classes = column.classes
+    classes = column.parts
     lines: list[list[Child]] = []
     for entry in column.entries.values():
         recalls = recalls_of(column, entry)
@@ -127,19 +138,19 @@ def _recalls(column: Column, arms: Mapping[str, int]) -> list[Html]:
     if counts is not None and len(counts) == len(classes):
         heads = [f"{name} ({number(count, 9)})" for name, count in zip(classes, counts, strict=True)]
     # Without classes of samples, parts are of the score itself: Dice of a class of pixels, correlation of a gene.
-    metric = "recall" if column.metric in _CLASSED else column.metric
+    metric = "recall" if column.metric in _CLASSED else "dice" if column.kind == "segmentation" else column.metric
     head = [f"{metric_words(metric)} of", *heads]
     return [
-        element("h3", f"{metric_title(metric)} of each class"),
+        element("h3", f"{metric_title(metric)} of each {'class' if column.classes else 'target'}"),
         table(head, lines, tuple(range(1, len(head))), compact=True),
     ]
 
 
 def recalls_of(column: Column, entry: Entry) -> list[float | None] | None:
     """Recall of each class, None for one without samples; None where the result does not say."""
-    told = entry.row.get("per_class")
+    told = entry.row.get("per_class") or entry.row.get("per_target")
     if isinstance(told, dict):
-        return [value if _is_number(value) else None for value in told.values()]
+        return [value if is_number(value) else None for value in told.values()]
     counts = confusion_counts(column, entry)
     if counts is None:
         return None
@@ -158,10 +169,11 @@ def confusion_counts(column: Column, entry: Entry) -> npt.NDArray[np.int64] | No
 
 def _confusion(column: Column) -> list[Html]:
     tables = []
+    unit = ", pixels" if column.kind == "segmentation" else ""
     for entry in column.entries.values():
         counts = confusion_counts(column, entry)
         if counts is not None:
-            tables.append(confusion_table(counts, column.classes, entry.model))
+            tables.append(confusion_table(counts, column.classes, f"{entry.model}{unit}"))
     if not tables:
         return []
     style = "display:flex;flex-wrap:wrap;gap:1.2rem 2.4rem"
@@ -196,7 +208,7 @@ def _roc(column: Column, arms: Mapping[str, int]) -> list[Html]:
 
 def _roc_line(column: Column, entry: Entry, positive: str, arms: Mapping[str, int]) -> Line | None:
     arm = arms[entry.model]
-    if entry.said is not None and not entry.said.runs and positive in entry.said.classes:
+    if entry.said is not None and entry.said.scores.size and positive in entry.said.classes:
         scores = entry.said.scores[:, entry.said.classes.index(positive)]
         found = roc_points(entry.said.labels == positive, scores)
         if found is None:
@@ -244,7 +256,7 @@ def _how(tested: Sequence[Pair]) -> str:
     clear = sum(pair.p_holm < 1 - LEVEL for pair in tested)
     return (
         "On the same samples and the same resamples of them (of patients where they are known). p (Holm) is corrected "
-        f"for the {len(tested)} pairs of this task; {clear} of them are below {1 - LEVEL:.2f}."
+        f"for {len(tested)} {'pair' if len(tested) == 1 else 'pairs'} of models; {clear} below {1 - LEVEL:.2f}."
     )
 
 
@@ -262,7 +274,3 @@ def _pairs(pairs: Sequence[Pair]) -> list[list[Child]]:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value

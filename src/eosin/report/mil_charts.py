@@ -160,7 +160,7 @@ def bar_chart(groups: Sequence[BarGroup], chance: float | None, label: str) -> H
         rows = len(group.bars) + bool(group.published)
         parts.append(
             axis_text(
-                cut(group.task, 30), left - 10, start + 9.5 * rows + 3 - (2 if group.published else 0), "end", ink=True
+                cut(group.task, 27), left - 10, start + 9.5 * rows + 3 - (2 if group.published else 0), "end", ink=True
             )
         )
         y += 10

@@ -76,5 +76,5 @@ def radar_chart(
             for n, v in enumerate(line)
         ]
     for ring in (0.5, 1.0):
-        parts.append(axis_text(f"{ring:g}", cx + 4, at(0, ring)[1] - 2, "start"))
+        parts.append(axis_text(f"{ring:g}", cx + 4, at(0, ring)[1] + 10, "start"))
     return drawing(parts, label, width, height)

@@ -82,8 +82,8 @@ def table_section(told: dict[str, Any], arms: Sequence[str]) -> Section:
     head = ["arm", "runs", *(metric_title(name) for name in metrics)]
     how = (
         "Mean ± standard deviation over seeds, below it the 95 % t-interval of the mean over seeds: it says what other "
-        "seeds would give on the same data and the same test cases, and with three seeds it is wide. Probes: balanced "
-        "accuracy on frozen features. Random start (the untrained network) and colour only (six numbers of the tile) "
+        "seeds would give on the same data and the same test cases, and with three seeds it is wide. Probes: the task's "
+        "main score (balanced accuracy where there are classes) on frozen features. Random start (the untrained network) and colour only (six numbers of the tile) "
         "are single models; their brackets are 95 % bootstrap intervals over test cases."
     )
     body = [table(head, rows, numeric=range(1, len(head)))] if metrics else []

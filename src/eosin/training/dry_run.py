@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from eosin.errors import RecipeError
 from eosin.optim import make_schedules
 from eosin.tiles import FolderSource, SlideSource, TilePlan
+from eosin.training.curriculum.recipe import CurriculumRecipe
 from eosin.training.estimate import (
     Flops,
     Memory,
@@ -21,7 +22,7 @@ from eosin.training.estimate import (
 from eosin.training.gpus import Gpu, gpu_called, gpu_here
 from eosin.training.parallel import BYTES_A_PARAMETER, SHARD_BYTES_SHARE, check_split
 from eosin.training.recipe import Recipe, load_recipe
-from eosin.training.train import tile_plan
+from eosin.training.train import read_cohorts, tile_plan
 
 ROOM = 0.9
 """Share of a GPU's memory that a step may be estimated to take; the rest is the kernels' and the allocator's."""
@@ -46,8 +47,12 @@ def describe(
     if gpus < 1:
         raise RecipeError(f"--gpus {gpus}: give 1 or more")
     check_split(chosen, gpus)
-    lines = _about_recipe(chosen)
-    lines += _about_cost(chosen, gpu, gpus)
+    if isinstance(chosen, CurriculumRecipe):
+        from eosin.training.curriculum.describe import curriculum_lines
+
+        lines = curriculum_lines(chosen, [loaded for loaded, _ in read_cohorts(cohort, where)])
+    else:
+        lines = [*_about_recipe(chosen), *_about_cost(chosen, gpu, gpus)]
     if cohort or tiles or mpp is not None or where:
         lines += _about_tiles(tile_plan(chosen, cohort, tiles, mpp, where))
     else:

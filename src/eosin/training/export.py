@@ -12,6 +12,7 @@ from eosin.models import ViT
 from eosin.models.zoo import licence_of
 from eosin.training.checkpoint import average_encoder_state, load_encoder_state
 from eosin.training.prepare import open_run
+from eosin.training.recipe import is_curriculum
 
 
 def export_run(
@@ -30,6 +31,12 @@ def export_run(
     Raises ResumeError where the run has no such checkpoint, WeightsError or OutputError from the export.
     """
     folder, recipe, identity = open_run(run)
+    if is_curriculum(recipe):
+        from eosin.training.curriculum.export import export_pyramid
+
+        if average > 1:
+            raise ResumeError(f"{folder.root} is the run of a curriculum: no average of its checkpoints is taken")
+        return export_pyramid(run, out, step=step)
     if average > 1:
         if step is not None:
             raise ResumeError("a step and an average of the newest checkpoints exclude each other; give one")
@@ -42,19 +49,23 @@ def export_run(
         vit.load_state_dict(state)
     except RuntimeError as error:
         raise ResumeError(f"the checkpoints of {folder.root} do not fit its recipe.yaml; has that changed?") from error
-    scales = recipe.tiles.mpp
+    scales, slides = recipe.tiles.mpp, identity.get("slides") or []
     info: dict[str, Any] = {
         "name": recipe.name,
         "recipe": recipe.name,
         "recipe_hash": identity["recipe_hash"],
         "cohort_hash": " ".join(identity["cohort_hash"]),
         "data": "; ".join(identity["data"]),
-        "training": {"tasks": [], "patients": identity["patients"]},
+        "training": {"tasks": [], "patients": identity["patients"], "slides": slides},
         "mpp": scales if isinstance(scales, list) else [scales.low, scales.high],
         "steps": steps[-1],
         "tiles": steps[-1] * recipe.run.batch,
+        "distinct_tiles": recipe.tiles.distinct_tiles,
+        "patients": len(identity["patients"]),
         "start": recipe.start,
     }
+    if slides:  # of tiles that others cut nobody knows the slides
+        info["slides"] = len(slides)
     if average > 1:
         info["averaged_steps"] = steps
     if recipe.start == "random":

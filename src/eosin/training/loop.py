@@ -6,7 +6,7 @@ The same on one process and on many: all take the same turns, the first one writ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from eosin.distributed import TIMEOUT, World, own_device, world
 from eosin.errors import EosinError, Interrupted, TrainingStopped
-from eosin.evaluation.tasks import Task, open_task
 from eosin.features.extract import find_device
 from eosin.files import PathLike, check_writable
 from eosin.optim.schedules import step_count
@@ -25,9 +24,10 @@ from eosin.runs import RunFolder
 from eosin.tiles import TileBatch, TilePlan, TileStream
 from eosin.training.checkpoint import CheckpointWriter
 from eosin.training.loggers import check_loggers
+from eosin.training.method import Method, StoppedWithinStep
 from eosin.training.monitor import CutShort, Monitor, keep_sample, watched_tiles
 from eosin.training.prepare import Run, check_shared, prepare, reading_processes
-from eosin.training.pretrain import draw_step, micro_batches, pretrain_step
+from eosin.training.probes import Probe, open_probes
 from eosin.training.recipe import Recipe
 from eosin.training.record import Record
 from eosin.training.stopping import StoppedWhenComplete, StopSignals
@@ -39,30 +39,33 @@ def run_training(
     plan: TilePlan,
     out: PathLike,
     *,
-    probes: dict[str, str] | None = None,
+    probes: Sequence[str] = (),
+    data: PathLike | None = None,
     device: str | None = None,
     fresh: bool = False,
     accept_changed: bool = False,
+    method: Method | None = None,
 ) -> RunFolder:
     """Train `recipe` on the tiles of `plan` into the run folder `out`; resumes what is there.
 
-    Under torchrun every process calls this alike. probes: name → labelled tiles, watched by k-NN. fresh: start anew.
-    accept_changed: go on although recipe or data changed. SIGTERM, SIGUSR1 and Ctrl-C save and stop. Raises
-    ResumeError, PlanError, DataError, OutputError, TrainingStopped: one line each.
+    Under torchrun every process calls this alike. probes: tasks that the run is judged on as it learns, NAME=PATH or
+    public ones by name, which lie below `data`. fresh: start anew. accept_changed: go on although recipe or data
+    changed. SIGTERM, SIGUSR1 and Ctrl-C save and stop. Raises ResumeError, PlanError, DataError, OutputError,
+    TrainingStopped: one line each.
     """
     folder = RunFolder(out)
     place = own_device(find_device(device), torch.cuda.device_count())
     # Signals are heard only when all are here: before, the launcher may end a process that waits for one that failed.
     with world(place) as here, StopSignals() as signals, ExitStack() as stack:
         try:
-            tasks = here.agree(lambda: _checked(recipe, plan, probes or {}, out))
+            opened = here.agree(lambda: _checked(recipe, plan, probes, data, out))
             check_shared(folder.root)
             here.from_first(lambda: stack.enter_context(folder.held()))
-            run = prepare(recipe, marks, plan, folder, place, fresh, accept_changed)
+            run = prepare(recipe, marks, plan, folder, place, fresh, accept_changed, method)
             stopped = None
             if run.step < run.schedules.steps:
                 say(_first_line(run))
-                monitor = Monitor(recipe, _watched(run), tasks)
+                monitor = Monitor(recipe, _watched(run), opened)
                 signals.saves = True
                 stopped = _train(run, monitor, signals)
             else:
@@ -80,13 +83,15 @@ def run_training(
     return folder
 
 
-def _checked(recipe: Recipe, plan: TilePlan, probes: dict[str, str], out: PathLike) -> dict[str, Task]:
-    """The probes by name, once all that can be known before the first step is right."""
-    tasks = {name: open_task(f"{name}={path}") for name, path in probes.items()}
+def _checked(
+    recipe: Recipe, plan: TilePlan, probes: Sequence[str], data: PathLike | None, out: PathLike
+) -> list[Probe]:
+    """The probes, once all that can be known before the first step is right."""
+    opened = open_probes(probes, data, recipe.run.probe_protocol, recipe.run.probe_steps)
     plan.check()
     check_writable(out)
     check_loggers(recipe.run.log_to)
-    return tasks
+    return opened
 
 
 def _about_processes(error: RuntimeError, here: World) -> str:
@@ -141,13 +146,19 @@ def _train(run: Run, monitor: Monitor, signals: StopSignals) -> EosinError | Non
         record.speed.restart()
         turns = _Turns(run, record, signals)
         for tiles in turns:
-            losses, values = _step(run, tiles, bar)
+            try:
+                losses, values = _step(run, tiles, bar, signals)
+            except StoppedWithinStep:
+                break
             record.add(losses, tiles)
             writer.poll()
             last = run.step == total
-            watching, saving = last or run.step % watch_every == 0, last or run.step % save_every == 0
-            if watching or saving or run.step % recipe.run.log_every == 0:
+            watching = last or run.step % watch_every == 0
+            saving = last or run.step % save_every == 0 or run.method.saves(run)
+            if watching or saving or run.step % recipe.run.log_every == 0 or run.method.turns(run):
                 record.flush(values)
+            if told := run.method.look(run, lambda: bool(signals.received)):
+                record.write(told)
             if watching:
                 _watch(run, monitor, record, signals)
             if saving:
@@ -158,6 +169,8 @@ def _train(run: Run, monitor: Monitor, signals: StopSignals) -> EosinError | Non
             record.flush(run.schedules.at(run.step - 1))
             save()
         writer.finish()
+        if run.step == total:
+            run.method.end(run)
         run.parallel.world.barrier()
     return turns.why_stopped()
 
@@ -212,10 +225,9 @@ def _watch(run: Run, monitor: Monitor, record: Record, signals: StopSignals) -> 
     record.write(values)
 
 
-def _step(run: Run, tiles: TileBatch, bar: Bar) -> tuple[dict[str, Tensor], dict[str, float]]:
+def _step(run: Run, tiles: TileBatch, bar: Bar, signals: StopSignals) -> tuple[dict[str, Tensor], dict[str, float]]:
     values = run.schedules.at(run.step)
-    batch = micro_batches(run.recipe, tiles, draw_step(run.recipe, run.step), run.parallel)
-    losses = pretrain_step(run.networks, run.optimizer, run.recipe, batch, values, run.parallel)
+    losses = run.method.step(run, tiles, values, lambda: bool(signals.received))
     run.step += 1
     bar.advance(run.recipe.run.batch)
     return losses, values

@@ -1,5 +1,5 @@
-"""What a run watches while it learns: label-free metrics of the teacher, how its prototypes are used, a k-NN probe,
-attention maps.
+"""What a run watches while it learns: label-free metrics of the teacher, how its prototypes are used, labelled probes
+(probes.py), attention maps.
 
 The tiles are drawn once from the run's own plan with another seed, so that numbers of different steps compare. Uses the
 same evaluation code as `eosin eval`. Several processes share the work and make the same number of calls, as FSDP needs.
@@ -7,8 +7,7 @@ same evaluation code as `eosin eval`. Several processes share the work and make 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -16,13 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
 from eosin.distributed import World
-from eosin.evaluation.judge import judge, row_of
-from eosin.evaluation.protocols import find_protocols
-from eosin.evaluation.tasks import Task
-from eosin.features import embed_images, label_free
+from eosin.features import label_free
 from eosin.features.encoder import Features, VitEncoder
 from eosin.files import atomic_path
 from eosin.models import Scores
@@ -33,6 +28,7 @@ from eosin.runs import RunFolder
 from eosin.tiles import Source, TileBatch, TilePlan, TileStream
 from eosin.training.attention import attention_to_patches, keep_attention
 from eosin.training.networks import Networks
+from eosin.training.probes import Probe, measure_probes, own_share
 from eosin.training.recipe import Recipe
 from eosin.views import denormalise, draw_views, render
 
@@ -84,11 +80,11 @@ class CutShort(Exception):
 class Monitor:
     """Looks at the teacher, on the watched tiles and on labelled probes. Every process calls it alike."""
 
-    def __init__(self, recipe: Recipe, tiles: npt.NDArray[np.uint8], tasks: dict[str, Task]) -> None:
-        """tiles: uint8 [N, S, S, 3] for the label-free metrics; tasks: labelled tiles by name."""
+    def __init__(self, recipe: Recipe, tiles: npt.NDArray[np.uint8], probes: Sequence[Probe] = ()) -> None:
+        """tiles: uint8 [N, S, S, 3] for the label-free metrics."""
         self._recipe = recipe
         self._tiles = tiles
-        self._tasks = tasks
+        self._probes = probes
 
     @torch.no_grad()
     def measure(
@@ -97,21 +93,18 @@ class Monitor:
         """The numbers of the teacher as it stands; in the first process, the others get none.
 
         rankme, odcorr, uniformity of its CLS; teacher_entropy and prototypes_used (`Use`) of its DINO scores at
-        `temperature`, that of its targets, and with `/ibot` behind the name of its iBOT scores; `knn`, or `knn/NAME`
-        where there are several probes. Where `stopping`, asked before each batch, says so in any process, all raise
-        CutShort.
+        `temperature`, that of its targets, and with `/ibot` behind the name of its iBOT scores; what the probes say
+        (`measure_probes`). Where `stopping`, asked before each batch, says so in any process, all raise CutShort.
         """
         world, encoder = World.here(), teacher_encoder(networks, self._recipe, stopping)
         z, uses = self._embed(networks, encoder, temperature)
-        accuracies = {name: knn_accuracy(task, encoder) for name, task in self._tasks.items()}
+        told = measure_probes(self._probes, encoder, BATCH)
         if not world.is_first:
             return {}
         values = {name: float(getattr(label_free, name)(z)) for name in ("rankme", "odcorr", "uniformity")}
         for name, use in uses.items():
             values[f"teacher_entropy{name}"], values[f"prototypes_used{name}"] = use.mean_entropy, use.share
-        for name, accuracy in accuracies.items():
-            values["knn" if len(accuracies) == 1 else f"knn/{name}"] = accuracy
-        return values
+        return {**values, **told}
 
     def _embed(self, networks: Networks, encoder: VitEncoder, temperature: float) -> tuple[Tensor, dict[str, Use]]:
         """CLS [N, D] of all watched tiles, on every process, and how each head's prototypes are used.
@@ -178,28 +171,6 @@ def entropy_and_winner(scores: Scores, temperature: float) -> tuple[Tensor, Tens
     return -(logs.exp() * logs).sum(dim=-1), logits.argmax(dim=-1)
 
 
-def own_share(count: int) -> npt.NDArray[np.int64]:
-    """Numbers of the rows that this process takes of `count`: as many in each, the last one again where some lack.
-
-    Gathered in rank order and cut to `count` they are 0, 1, 2 …
-    """
-    world = World.here()
-    each = -(-count // world.size)
-    return np.minimum(np.arange(world.rank * each, (world.rank + 1) * each), count - 1)
-
-
-def knn_accuracy(task: Task, encoder: VitEncoder) -> float:
-    """Balanced accuracy of the protocol `knn` on a task of images; NaN in processes other than the first."""
-    protocol, world = find_protocols("knn")[0], World.here()
-    features = task.features
-    if task.images is not None:
-        part = embed_images(encoder, Subset(task.images, own_share(len(task)).tolist()))
-        z = world.gather(torch.from_numpy(part).to(encoder.mean.device))[: len(task)]
-        features = z.cpu().numpy()
-    assert features is not None
-    return float(row_of(task, protocol, judge(task, features, protocol))["mean"]) if world.is_first else math.nan
-
-
 class _Stoppable(VitEncoder):
     """The teacher as long as the run goes on: CutShort where it stops, in all processes at the same batch."""
 
@@ -208,9 +179,16 @@ class _Stoppable(VitEncoder):
         self._stopping = stopping
 
     def features(self, images: Tensor) -> Features:
+        self._ask()
+        return super().features(images)
+
+    def unnormed(self, images: Tensor) -> Tensor:
+        self._ask()
+        return super().unnormed(images)
+
+    def _ask(self) -> None:
         if World.here().any(self._stopping()):
             raise CutShort
-        return super().features(images)
 
 
 def teacher_encoder(networks: Networks, recipe: Recipe, stopping: Callable[[], bool] = lambda: False) -> VitEncoder:

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,19 @@ import torch
 from eosin.distributed import World
 from eosin.errors import EosinError, OutputError, ResumeError
 from eosin.files import write_json, write_text
-from eosin.optim import Schedules, make_schedules, parameter_groups
+from eosin.optim import Schedules
 from eosin.progress import say
 from eosin.provenance import versions
 from eosin.runs import RunFolder
 from eosin.tiles import SlideSource, TilePlan, TileStream
+from eosin.tiles.slide_source import chosen_patients
 from eosin.training.checkpoint import load_checkpoint, remove_torn_checkpoints
+from eosin.training.method import Method
+from eosin.training.method import make_optimizer as make_optimizer
 from eosin.training.networks import Networks
-from eosin.training.parallel import Parallel, check_split, spread
+from eosin.training.parallel import Parallel
 from eosin.training.pretrain import draw_step, micro_batches, pretrain_step
 from eosin.training.recipe import Recipe, load_recipe, recipe_text
-from eosin.training.start import start_networks
 
 TIMED_STEPS = 4  # steps measured to find how many fit into `run.minutes`
 SHARED_SECONDS = 10.0
@@ -50,6 +52,7 @@ class Run:
     parallel: Parallel
     identity: dict[str, Any]
     step: int = 0
+    method: Method = field(default_factory=Method)
 
 
 def prepare(
@@ -60,23 +63,24 @@ def prepare(
     device: torch.device,
     fresh: bool = False,
     accept_changed: bool = False,
+    method: Method | None = None,
 ) -> Run:
     """A run ready for its next step: begun in `folder`, or as its newest checkpoint left it.
 
     Raises ResumeError, OutputError, RecipeError, WeightsError, one line.
     """
-    world = World.here()
-    check_split(recipe, world.size)
-    identity = _identity(recipe, plan, device)
+    world, method = World.here(), method or Method()
+    method.check(recipe, world.size)
+    identity = _identity(recipe, plan, device) | method.identity(recipe)
     known, saved = world.from_first(lambda: _what_is_there(folder, identity, fresh, accept_changed))
-    networks = Networks(recipe)
+    networks = method.networks(recipe)
     if not saved:
-        say(start_networks(networks, recipe.start))
-    parallel = spread(networks, recipe, device, identity["precision"])
-    optimizer = make_optimizer(recipe, networks)
+        say(method.start(networks, recipe))
+    parallel = method.spread(networks, recipe, device, identity["precision"])
+    optimizer = method.optimizer(recipe, networks)
     same = known is not None and known["recipe_hash"] == identity["recipe_hash"]
     identity["steps"] = (
-        known["steps"] if known and same else world.first(_steps_that_fit(recipe, plan, device, identity))
+        known["steps"] if known and same else world.first(_steps_that_fit(recipe, plan, device, identity, method))
     )
     step = saved[-1] if saved else 0
     if step > identity["steps"]:
@@ -90,8 +94,10 @@ def prepare(
     world.barrier()  # nobody removes what another is still looking at
     text = recipe_text(recipe, marks)
     world.from_first(lambda: _set_up(folder, identity, text, step))
-    schedules = make_schedules(recipe.optim, identity["steps"], recipe.run.batch)
-    return Run(recipe, plan, folder, networks, optimizer, schedules, parallel, identity, step)
+    schedules = method.schedules(recipe, identity["steps"])
+    run = Run(recipe, plan, folder, networks, optimizer, schedules, parallel, identity, step, method)
+    method.begin(run)
+    return run
 
 
 def check_shared(root: Path) -> None:
@@ -151,8 +157,23 @@ def _identity(recipe: Recipe, plan: TilePlan, device: torch.device) -> dict[str,
         "precision": _precision(recipe, device),
         "data": [source.told for source in plan.sources],
         "patients": sorted(set(patients)),
+        "slides": _slides(plan, recipe),
         "versions": versions(),
     }
+
+
+def _slides(plan: TilePlan, recipe: Recipe) -> list[str] | None:
+    """Ids of the slides that tiles are drawn from; None where some tiles were cut by others."""
+    found: set[str] = set()
+    for source in plan.sources:
+        if not isinstance(source, SlideSource):
+            return None
+        table = source.cohort.usable
+        drawn = chosen_patients(table, source.config.slides, recipe.run.seed) & (
+            table["tissue_mm2"].to_numpy(float) > 0
+        )
+        found |= {str(name) for name in table["slide_id"][drawn]}
+    return sorted(found)
 
 
 def _known_identity(
@@ -176,10 +197,11 @@ def _known_identity(
         ("recipe_hash", "another recipe"),
         ("plan_hash", "other tiles (cohort, filters or reader versions)"),
         ("precision", "another precision (set run.precision)"),
+        ("labels_hash", "other labels of slides"),
     ):
-        if known.get(key) != identity[key]:
+        if known.get(key) != identity.get(key):
             raise ResumeError(
-                f"{folder.root} belongs to {what} ({known.get(key)}, now {identity[key]}); "
+                f"{folder.root} belongs to {what} ({known.get(key)}, now {identity.get(key)}); "
                 "choose another -o, or --fresh to start anew, or --accept-changed to go on"
             )
     return known
@@ -194,20 +216,6 @@ def _clear(folder: RunFolder) -> None:
             path.unlink(missing_ok=True)
 
 
-def make_optimizer(recipe: Recipe, networks: Networks) -> torch.optim.Optimizer:
-    """AdamW over the student's parameter groups, after the networks are spread."""
-    groups = parameter_groups(
-        networks.student.encoder,
-        networks.student.heads,
-        recipe.encoder.depth,
-        recipe.optim.layer_decay,
-        recipe.optim.patch_embed_factor,
-    )
-    return torch.optim.AdamW(
-        groups, lr=recipe.optim.base_lr, betas=recipe.optim.betas, eps=recipe.optim.eps, fused=True
-    )
-
-
 def _precision(recipe: Recipe, device: torch.device) -> str:
     """bf16 where the recipe says so, or by itself where the device multiplies in bf16 (GPUs, CPUs with AMX)."""
     if recipe.run.precision != "auto":
@@ -216,14 +224,16 @@ def _precision(recipe: Recipe, device: torch.device) -> str:
     return "bf16" if fast else "fp32"
 
 
-def _steps_that_fit(recipe: Recipe, plan: TilePlan, device: torch.device, identity: dict[str, Any]) -> int:
-    """`run.steps`, or fewer where `run.minutes` is given: measured on throw-away networks, then fixed for the run."""
+def _steps_that_fit(
+    recipe: Recipe, plan: TilePlan, device: torch.device, identity: dict[str, Any], method: Method
+) -> int:
+    """The method's steps, or fewer where `run.minutes` is given: measured on throw-away networks, then fixed."""
     if recipe.run.minutes is None:
-        return recipe.run.steps
-    networks = Networks(recipe)
-    parallel = spread(networks, recipe, device, identity["precision"])
-    optimizer = make_optimizer(recipe, networks)
-    values = make_schedules(recipe.optim, recipe.run.steps, recipe.run.batch).at(0)
+        return method.steps(recipe)
+    networks = method.networks(recipe)
+    parallel = method.spread(networks, recipe, device, identity["precision"])
+    optimizer = method.optimizer(recipe, networks)
+    values = method.schedules(recipe, recipe.run.steps).at(0)
     world = parallel.world
     times: list[float] = []
     before = time.perf_counter()

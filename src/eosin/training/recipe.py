@@ -44,6 +44,10 @@ class RunConfig(BaseModel):
     log_to: list[LoggerName] = Field(["tensorboard"], description="beside metrics.jsonl: tensorboard, wandb, mlflow")
     monitor_every: Steps = "10%"
     monitor_tiles: int = Field(512, ge=2, description="tiles embedded for RankMe, ODCorr and uniformity")
+    probe_protocol: str = Field("knn", description="how probes are judged, names of `eosin eval --protocol`")
+    probe_steps: int = Field(
+        200, ge=1, description="steps that heads and decoders of such a protocol train for, at most"
+    )
     checkpoint_every: Steps = "10%"
     keep_last: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1, description="checkpoints at these steps are never removed")
@@ -96,6 +100,10 @@ class Recipe(BaseModel):
     @property
     def hash(self) -> str:
         """Changes with every value that decides what is learned; not with how often something is written."""
+        return hash_of(self.deciding_values())
+
+    def deciding_values(self) -> dict[str, Any]:
+        """The values behind `hash`."""
         told = self.model_dump(mode="json")
         for quiet in (
             "workers",
@@ -103,6 +111,8 @@ class Recipe(BaseModel):
             "log_to",
             "monitor_every",
             "monitor_tiles",
+            "probe_protocol",
+            "probe_steps",
             "checkpoint_every",
             "keep_last",
             "keep_every",
@@ -111,7 +121,12 @@ class Recipe(BaseModel):
         told.pop("description")
         told.pop("parallel")
         told.pop("watch")
-        return hash_of(told)
+        return told
+
+
+def is_curriculum(recipe: Recipe) -> bool:
+    """Whether the recipe learns from whole slides as well as from tiles (`curriculum/`)."""
+    return "pyramid" in type(recipe).model_fields
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -132,11 +147,16 @@ def load_recipe(name: str, changes: list[str] | None = None) -> tuple[Recipe, di
     values, marks = _read(name, [])
     for change in changes or []:
         _apply(values, marks, change)
-    where = f"recipe {name}"
+    model: type[Recipe] = Recipe
+    if "pyramid" in values:
+        from eosin.training.curriculum.recipe import CurriculumRecipe
+        from eosin.training.curriculum.start import settled
+
+        model, values = CurriculumRecipe, settled(values)
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = model.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_first_problem(error)}") from error
+        raise RecipeError(f"recipe {name}: {_first_problem(error, model)}") from error
     return recipe, _all_marks(recipe, marks)
 
 
@@ -208,20 +228,20 @@ def _apply(values: dict[str, Any], marks: dict[str, str], change: str) -> None:
     marks[key] = "U"
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, model: type[Recipe]) -> str:
     """One line for pydantic's first complaint, with the dotted key and, for a typo, the keys that exist."""
     problem = error.errors()[0]
     parts = [str(part) for part in problem["loc"] if not str(part).startswith(_UNION_PARTS)]
     key = ".".join(parts)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}; known keys there: {', '.join(_known_keys(parts[:-1]))}{more}"
+        return f"unknown key {key}; known keys there: {', '.join(_known_keys(parts[:-1], model))}{more}"
     if problem["type"] == "missing":
         return f"{key} is missing{more}"
     if key == "tiles.mpp":
         return "tiles.mpp: write a list such as [0.5, 1.0], or {low: 0.25, high: 2.0, law: uniform}"
     if problem["type"] == "model_type":
-        return f"{key} is a group of values: {', '.join(_known_keys(parts))}{more}"
+        return f"{key} is a group of values: {', '.join(_known_keys(parts, model))}{more}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {message}{more}" if key else f"{message}{more}"
 
@@ -229,9 +249,12 @@ def _first_problem(error: ValidationError) -> str:
 _UNION_PARTS = ("list[", "MppRange", "constrained-")  # pydantic names the tried alternatives in the path
 
 
-def _known_keys(path: list[str]) -> list[str]:
-    model: Any = Recipe
+def _known_keys(path: list[str], recipe: type[Recipe]) -> list[str]:
+    model: Any = recipe
     for part in path:
+        if part.isdigit():  # an entry of a list of groups
+            model = model.__args__[0]
+            continue
         model = model.model_fields[part].annotation
     return list(model.model_fields)
 

@@ -36,6 +36,7 @@ from eosin.training.study_table import (
     LABEL_FREE,
     Judged,
     case_differences,
+    main_rows,
     rank_correlations,
     read_judged,
     seed_differences,
@@ -182,7 +183,7 @@ def _trained(plan: StudyPlan, run: PlannedRun, root: Path) -> dict[str, Any]:
         found = evaluate(
             str(model), plan.specs, plan.study.protocol, results, device=words.device, workers=readers, fresh=True
         )
-        metrics |= {f"{row['protocol']}/{row['task']}": row["mean"] for row in found}
+        metrics |= {name: row["mean"] for name, row in main_rows(found).items()}
         shutil.rmtree(results / "cache", ignore_errors=True)  # features of every run would fill the disk
     told = {name: identity.get(name) for name in ("steps", "device", "precision")}
     return {**told, "model_hash": encoder.model_hash, "metrics": metrics}
@@ -224,7 +225,7 @@ def _conclusions(plan: StudyPlan, rows: list[Row], root: Path) -> dict[str, Any]
     """The part of study.json that the runs together say."""
 
     def judged(row: Row) -> dict[str, Judged]:
-        return read_judged(_predictions(root, str(row["place"])))
+        return read_judged(_predictions(root, str(row["place"])).parent)
 
     reference = plan.study.reference
     cases = case_differences(rows, plan.arms, reference, judged, plan.units) if plan.specs else []
@@ -257,9 +258,10 @@ def _baselines(plan: StudyPlan, rows: list[Row], root: Path) -> list[dict[str, A
     kept = ("mean", "ci_low", "ci_high", "n", "n_patients", "resampled", "chance")
     return [
         {
-            "model": "colour only" if row["model"] == "colour" else "random start",
-            "metric": f"{row['protocol']}/{row['task']}",
-            **{name: row[name] for name in kept},
+            "model": told,
+            "metric": name,
+            **{key: row[key] for key in kept},
         }
-        for row in found
+        for told, own in (("random start", False), ("colour only", True))
+        for name, row in main_rows(row for row in found if (row["model"] == "colour") == own).items()
     ]

@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from eosin.errors import DataError, EosinError
 from eosin.evaluation import Protocol, Task, find_protocols, open_task
-from eosin.evaluation.folds import folds_of
+from eosin.evaluation.kinds import kind_of
 from eosin.features.extract import find_device
 from eosin.provenance import hash_of
 from eosin.tiles import TilePlan
 from eosin.training.monitor import watched_tiles
+from eosin.training.probes import probes_of
 from eosin.training.recipe import Recipe, load_recipe
 from eosin.training.study_file import Arm, Study, as_settings, load_study
 from eosin.training.train import tile_plan
@@ -133,6 +134,7 @@ def plan_study(file: str, words: Words, changes: Sequence[str] = (), probes: Seq
             settings = study.settings(arm, seed, changes)
             try:
                 recipe, _ = load_recipe(study.base, settings)
+                probes_of(tasks, recipe.run.probe_protocol, recipe.run.probe_steps)
                 runs.append(PlannedRun(arm, seed, settings, recipe, _tiles_of(recipe, words, plans)))
             except EosinError as error:
                 raise type(error)(f"study {study.name}, arm {arm.name}: {error}") from error
@@ -149,7 +151,10 @@ def _check_probes(tasks: Sequence[Task], protocols: Sequence[Protocol]) -> None:
         if task.images is None:
             raise DataError(f"probe {task.name}: {task.source} holds features; a study needs images")
         for protocol in protocols:
-            folds_of(task, protocol)
+            try:
+                kind_of(task).check(task, protocol.of(task.kind))
+            except DataError as error:
+                raise DataError(f"probe {task.name}: {error}; the study's `protocol` says how probes are judged") from error
 
 
 def _tiles_of(recipe: Recipe, words: Words, plans: dict[str, TilesTold]) -> TilesTold:

@@ -2,13 +2,14 @@
 
 A run is a dict {arm, seed, status, metrics: {name: value}}. Two sources of chance are kept apart: seeds (Student's t
 over runs) and test cases (a bootstrap over patients or samples, the runs held fixed). Nothing is corrected for the
-number of comparisons. Knows no files but the predictions of `eosin eval`.
+number of comparisons. Knows no files but the results of `eosin eval`, of tasks of any kind by their main metric.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,11 @@ import pandas
 from scipy import stats
 
 from eosin.errors import DataError
+from eosin.evaluation.leaderboard_samples import samples_of
+from eosin.evaluation.outcome import Measure
 from eosin.evaluation.protocols import find_protocols
-from eosin.evaluation.statistics import paired_difference
+from eosin.evaluation.results import read_results
+from eosin.evaluation.statistics import difference_of, group_count
 
 Run = dict[str, Any]
 LABEL_FREE = ("rankme", "odcorr", "uniformity")
@@ -97,34 +101,45 @@ def seed_differences(runs: Sequence[Run], arms: Sequence[str], reference: str) -
 
 
 class Judged(NamedTuple):
-    """One run on one task by one protocol: samples [n], correct [n] in [0, 1], labels [n], groups [n] or None."""
+    """One run on one task by one protocol: its samples [n] in order, and its main score on them."""
 
     samples: npt.NDArray[np.str_]
-    correct: npt.NDArray[np.float64]
-    labels: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.int64] | None
+    measure: Measure
 
 
-def read_judged(predictions: Path) -> dict[str, Judged]:
-    """What a predictions.parquet of one model holds, by "protocol/task". Raises DataError where it is damaged."""
-    try:
-        table = pandas.read_parquet(predictions)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {predictions}: {error}") from error
-    found = {}
-    for (protocol, task), rows in table.groupby(["protocol", "task"], sort=False):
-        unit = next((rows[name] for name in ("patient", "slide") if rows[name].notna().all()), None)
-        found[f"{protocol}/{task}"] = Judged(
-            rows["sample"].to_numpy(str),
-            rows["correct"].to_numpy(float),
-            _numbered(rows["label"]),
-            None if unit is None else _numbered(unit),
-        )
+def main_rows(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows of results.json of one model by "protocol/task"; of several metrics the task's main one, the first."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(f"{row['protocol']}/{row['task']}", row)
     return found
 
 
-def _numbered(column: pandas.Series) -> npt.NDArray[np.int64]:
-    return np.unique(column.to_numpy(str), return_inverse=True)[1].astype(np.int64)
+def read_judged(folder: Path) -> dict[str, Judged]:
+    """What `eosin eval` said of one model in `folder`, by "protocol/task".
+
+    Raises DataError where the files are damaged or not of one call.
+    """
+    found = {}
+    for name, row in main_rows(read_results(folder)).items():
+        said = samples_of(folder, row, "tiles")
+        if said is None:
+            raise DataError(f"{folder} has no predictions that give the {row['metric']} of {name}; judge it again")
+        groups = None if said.groups is None else np.unique(said.groups, return_inverse=True)[1].astype(np.int64)
+        scores = np.asarray(row["run_scores"], dtype=np.float64)
+        measure = Measure(str(row["metric"]), float(row["mean"]), scores, said.statistics, said.part, groups)
+        found[name] = Judged(said.ids, measure)
+    return found
+
+
+def _over_seeds(runs: Sequence[Measure]) -> Measure:
+    """The mean of one score over several runs: their statistics lie side by side, as those of a probe's runs do."""
+    return replace(
+        runs[0],
+        value=float(np.mean([run.value for run in runs])),
+        run_scores=np.array([run.value for run in runs]),
+        statistics=np.concatenate([run.statistics for run in runs]),
+    )
 
 
 def case_differences(
@@ -136,8 +151,8 @@ def case_differences(
 ) -> list[dict[str, Any]]:
     """Each arm minus the reference on every probe, over test cases: what another draw of patients would give.
 
-    The correctness of a case is averaged over the seeds that both arms have (balanced accuracy is linear in it), then
-    both arms are scored on the same 2,000 resamples. units: what a probe's cases are grouped by, by its name.
+    Both arms are scored on the same 2,000 resamples, each score averaged over the seeds that both arms have. units:
+    what a probe's cases are grouped by, by its name.
     """
     done = {(run["arm"], run["seed"]): judged(run) for run in runs if run["status"] == "done"}
     rows = []
@@ -149,21 +164,15 @@ def case_differences(
             if any(not np.array_equal(first.samples, other.samples) for other in (*ours, *theirs)):
                 raise DataError(f"{probe}: runs of the study were judged on different samples")
             protocol = find_protocols(probe.partition("/")[0])[0]
-            found = paired_difference(
-                np.mean([run.correct for run in ours], axis=0),
-                np.mean([run.correct for run in theirs], axis=0),
-                first.labels,
-                first.groups,
-                protocol.draws,
-                protocol.seed,
-            )
+            means = [_over_seeds([run.measure for run in of_arm]) for of_arm in (ours, theirs)]
+            found = difference_of(*means, draws=protocol.draws, seed=protocol.seed)
             rows.append(
                 {
                     "arm": arm,
                     "against": reference,
                     "metric": probe,
                     "over": unit,
-                    "n": len(first.samples) if first.groups is None else len(np.unique(first.groups)),
+                    "n": group_count(first.measure.groups, len(first.measure)),
                     "difference": found.value,
                     "ci_low": found.low,
                     "ci_high": found.high,

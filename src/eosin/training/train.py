@@ -11,7 +11,7 @@ from eosin.runs import RunFolder
 from eosin.slides import Cohort
 from eosin.tiles import FolderSource, SlideSource, Source, TilePlan
 from eosin.training.loop import run_training
-from eosin.training.recipe import Recipe, load_recipe
+from eosin.training.recipe import Recipe, is_curriculum, load_recipe
 
 
 def train(
@@ -24,6 +24,7 @@ def train(
     where: str | None = None,
     set: Sequence[str] = (),
     probe: Sequence[str] = (),
+    data: str | os.PathLike[str] | None = None,
     device: str | None = None,
     fresh: bool = False,
     accept_changed: bool = False,
@@ -32,21 +33,29 @@ def train(
 
     cohort: cohort files, each `FILE`, `NAME=FILE` or `NAME=FILE:weight`; tiles: folders or globs of tiles of `mpp`
     µm/px, each `WHERE` or `WHERE:weight`; where: an expression over cohort columns; set: changes such as
-    "run.batch=64"; probe: `NAME=PATH` of labelled tiles. Raises EosinError subclasses, one line each.
+    "run.batch=64"; probe: tasks that the run is judged on as it learns (`run.probe_protocol`), `NAME=PATH` or public
+    ones by name, which lie below `data`. Raises EosinError subclasses, one line each.
     """
     chosen, marks = load_recipe(recipe, list(set))
     if fresh and any(os.path.exists(recipe) and os.path.samefile(recipe, path) for path in RunFolder(out).own_files()):
         raise OutputError(f"--fresh would remove {recipe}, the recipe that is given; copy it to another place first")
     plan = tile_plan(chosen, cohort, tiles, mpp, where)
+    method = None
+    if is_curriculum(chosen):
+        from eosin.training.curriculum import curriculum_of
+
+        method = curriculum_of(chosen, [loaded for loaded, _ in read_cohorts(cohort, where, quiet=True)])
     return run_training(
         chosen,
         marks,
         plan,
         out,
-        probes=dict(_named(entry) for entry in probe),
+        probes=probe,
+        data=data,
         device=device,
         fresh=fresh,
         accept_changed=accept_changed,
+        method=method,
     )
 
 
@@ -64,15 +73,11 @@ def tile_plan(
         raise CohortError("--where chooses slides of a --cohort; there is none")
     sources: list[Source] = []
     weights: list[float] = []
-    for entry in cohort:
-        name, _, named = entry.partition("=")
-        path, weight = _weighted(named if named and "/" not in name else entry)
-        loaded = Cohort.read(path)
-        if skipped := len(loaded.table) - len(loaded.usable):
-            say(f"{path}: {skipped} of {len(loaded.table)} slides are skipped because they could not be indexed")
-        loaded = loaded.where(where) if where else loaded
-        if len(loaded.usable) == 0:
-            raise CohortError(f"{path}: no usable slide{' where ' + where if where else ''}")
+    for loaded, weight in read_cohorts(cohort, where):
+        if is_curriculum(recipe):
+            from eosin.training.curriculum import learned_part
+
+            loaded = learned_part(recipe, loaded)
         sources.append(SlideSource(loaded, recipe.tiles, recipe.run.seed))
         weights.append(weight)
     for entry in tiles:
@@ -80,6 +85,22 @@ def tile_plan(
         sources.append(FolderSource(path, float(mpp or 0), recipe.tiles))
         weights.append(weight)
     return TilePlan(sources, recipe.run.seed, weights)
+
+
+def read_cohorts(cohort: Sequence[str], where: str | None, quiet: bool = False) -> list[tuple[Cohort, float]]:
+    """The cohorts `FILE`, `NAME=FILE` or `NAME=FILE:weight` and their weights. quiet: say nothing of skipped slides."""
+    found = []
+    for entry in cohort:
+        name, _, named = entry.partition("=")
+        path, weight = _weighted(named if named and "/" not in name else entry)
+        loaded = Cohort.read(path)
+        if (skipped := len(loaded.table) - len(loaded.usable)) and not quiet:
+            say(f"{path}: {skipped} of {len(loaded.table)} slides are skipped because they could not be indexed")
+        loaded = loaded.where(where) if where else loaded
+        if len(loaded.usable) == 0:
+            raise CohortError(f"{path}: no usable slide{' where ' + where if where else ''}")
+        found.append((loaded, weight))
+    return found
 
 
 def _weighted(entry: str) -> tuple[str, float]:
@@ -91,10 +112,3 @@ def _weighted(entry: str) -> tuple[str, float]:
         except ValueError:
             pass
     return entry, 1.0
-
-
-def _named(entry: str) -> tuple[str, str]:
-    name, equals, path = entry.partition("=")
-    if not equals or not name or not path:
-        raise DataError(f"--probe {entry!r}: write it as NAME=PATH")
-    return name, path

@@ -117,6 +117,9 @@ def test_comparison_sees_a_difference_and_no_difference() -> None:
     better = compare(auroc, runs_of(3.0), runs_of(0.0), 500)
     assert better.low > 0.2
     assert better.p < 0.01
+    few = [run._replace(patients=tuple(f"p{row % 3}" for row in range(len(run.ids)))) for run in runs_of(50.0)]
+    none = [run._replace(patients=few[0].patients) for run in runs_of(0.0)]
+    assert compare(auroc, few, none, 500).p >= 0.25  # three patients cannot say more
     with pytest.raises(DataError, match="do not test the same bags"):
         compare(auroc, runs_of(1.0), [run._replace(labels=1 - run.labels) for run in runs_of(1.0)], 10)
     with pytest.raises(DataError, match="different folds"):

@@ -119,7 +119,7 @@ def open_features(path: PathLike, memory_gb: float = 8.0) -> FeatureSource:
     path = Path(path)
     budget = int(memory_gb * 2**30)
     if path.is_file() and path.suffix == ".parquet":
-        return FeatureSource(path, vectors=_vectors(path), info={"model": path.stem}, budget=budget)
+        return FeatureSource(path, vectors=_vectors(path), info={"model": path.stem} | _stated(path), budget=budget)
     if not path.is_dir():
         what = (
             "is a cohort or a single file; run `eosin embed` first and give its folder"
@@ -153,6 +153,17 @@ def _embedding(folder: Path) -> dict[str, Any]:
         said = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {file}: {error}") from error
+    return dict(said) if isinstance(said, dict) else {}
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """What `eosin embed --stage` wrote into a table of vectors; nothing where others made it."""
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        said = json.loads((parquet.read_schema(path).metadata or {}).get(b"eosin.embedding", b"{}"))
+    except (OSError, ArrowInvalid, ValueError) as error:
+        raise DataError(f"cannot read slide features {path}: {error}") from error
     return dict(said) if isinstance(said, dict) else {}
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from eosin.errors import DataError
 from eosin.evaluation.mil.scores import Floats, Score
-from eosin.evaluation.statistics import Difference
+from eosin.evaluation.statistics import Difference, bootstrap_p
 from eosin.randomness import Words
 
 
@@ -77,7 +77,7 @@ def compare(
     seed: int = 0,
     level: float = 0.95,
 ) -> Difference:
-    """First minus second on the same bags and the same resamples; p as in `statistics.paired_difference`.
+    """First minus second on the same bags and the same resamples; p as in `statistics.bootstrap_p`.
 
     Raises DataError where the two do not test the same bags with the same labels.
     """
@@ -91,8 +91,8 @@ def compare(
     kept = difference[np.isfinite(difference)]
     if not len(kept) or np.isnan(low):
         return Difference(value, np.nan, np.nan, np.nan)
-    tail = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
-    return Difference(value, low, high, min(1.0, 2.0 * (tail + 1) / (len(kept) + 1)))
+    patients = {name for run in first for name in run.patients}
+    return Difference(value, low, high, bootstrap_p(kept, len(patients)))
 
 
 def _in_order_of(first: Predicted, other: Predicted) -> Predicted:

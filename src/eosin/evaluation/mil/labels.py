@@ -133,13 +133,13 @@ def read_labels(path: PathLike, tasks: Sequence[str] | None = None) -> LabelTabl
     columns = table.columns
     shared = _splits(table, "split")
     found = []
-    for word in tasks if tasks else _columns_of_tasks(table):
-        meant = find_task(word, _columns_of_tasks(table))
+    for word in tasks if tasks else columns_of_tasks(table):
+        meant = find_task(word, columns_of_tasks(table))
         name = meant if isinstance(meant, str) else meant.name
         column = meant if isinstance(meant, str) else meant.source_column
-        if isinstance(meant, TaskFile) and column not in _columns_of_tasks(table) and name in columns:
+        if isinstance(meant, TaskFile) and column not in columns_of_tasks(table) and name in columns:
             column = name
-        labels = _read_task(table, column, None if isinstance(meant, str) else meant)
+        labels = read_column(table, column, None if isinstance(meant, str) else meant)
         own = _splits(table, f"{column}_split")
         found.append(replace(labels, name=name, split=own or shared))
     if not found:
@@ -155,7 +155,7 @@ def read_labels(path: PathLike, tasks: Sequence[str] | None = None) -> LabelTabl
     return whole.take(np.flatnonzero(known))
 
 
-def _columns_of_tasks(table: LabelFile) -> list[str]:
+def columns_of_tasks(table: LabelFile) -> list[str]:
     """Names of the tasks that the columns spell, survival pairs as one."""
     columns = list(table.columns)
     survival = {c.removesuffix("_time") for c in columns if c.endswith("_time") and c[:-5] + "_event" in columns}
@@ -176,19 +176,24 @@ def _splits(table: LabelFile, column: str) -> tuple[str, ...]:
     return tuple(_SPLITS.get(word, "") for word in words)
 
 
-def _read_task(table: LabelFile, column: str, file: TaskFile | None) -> TaskLabels:
-    path, name = table.path, file.name if file else column
+def read_column(table: LabelFile, column: str, file: TaskFile | None = None, kind: Kind | None = None) -> TaskLabels:
+    """The task that `column` spells, as `file` or `kind` want it read, else as the column itself says.
+
+    Raises DataError naming column and line: no such column, one class only, words that are none of the kind.
+    """
+    path, name, kind = table.path, file.name if file else column, file.kind if file else kind
     if f"{column}_time" in table.columns and f"{column}_event" in table.columns:
-        if file is not None and file.kind != "survival":
-            raise DataError(f"task {name}: {path} has {column}_time and {column}_event; the task file says {file.kind}")
+        if kind not in (None, "survival"):
+            said = "the task file says" if file else "the recipe says"
+            raise DataError(f"task {name}: {path} has {column}_time and {column}_event; {said} {kind}")
         return TaskLabels(name, "survival", _survival(table, column), file=file)
-    if file is not None and file.kind == "survival":
+    if kind == "survival":
         raise DataError(f"task {name}: {path} needs columns {column}_time and {column}_event")
     if column not in table.columns:
         raise DataError(f"task {name}: {path} has no column `{column}`; found {', '.join(table.columns)}")
     # Programs write whole numbers as 1.0 where a column has gaps.
     words = [re.sub(r"^(-?[0-9]+)\.0+$", r"\1", word) for word in table.columns[column]]
-    kind = file.kind if file else _kind(path, column, words)
+    kind = kind or _kind(path, column, words)
     if kind == "regression":
         return TaskLabels(name, "regression", _numbers(table, column), file=file)
     if file is not None:

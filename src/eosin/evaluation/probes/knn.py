@@ -91,5 +91,6 @@ def knn_accuracy(
 
 
 def _unit(x: npt.ArrayLike | torch.Tensor) -> torch.Tensor:
-    rows = torch.as_tensor(x).detach().float()
+    # torch takes no read-only arrays, which memory maps are.
+    rows = torch.as_tensor(np.require(x, requirements="W") if isinstance(x, np.ndarray) else x).detach().float()
     return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -1,7 +1,8 @@
 """Tasks: labelled data in the layouts that people have it in.
 
-`NAME=DIR` (class folders, or images and masks), `NAME=table.csv`, `NAME=arrays.npz`, and the public tasks by
-name: `bach`, or `bach=DIR` where its official folder has another name.
+`NAME=DIR` (class folders, or images and masks), `NAME=table.csv`, `NAME=arrays.npz`, features of others (eva manifests,
+folders of feature files with labels.csv), and the public tasks by name: `bach`, or `bach=DIR` where its official folder
+has another name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from eosin.errors import DataError
 from eosin.evaluation.tasks.arrays import read_arrays
 from eosin.evaluation.tasks.folder import read_folder
 from eosin.evaluation.tasks.layout import PublicTask
+from eosin.evaluation.tasks.manifest import as_public, holds_features, read_kept
 from eosin.evaluation.tasks.public import PUBLIC
 from eosin.evaluation.tasks.table import read_table
 from eosin.evaluation.tasks.task import Task
@@ -73,11 +75,17 @@ def open_task(spec: str, data: PathLike | None = None, any_count: bool = False) 
     path = Path(where).expanduser()
     if data is not None and not path.exists():
         path = Path(data) / where
-    if name in PUBLIC:
-        if not path.is_dir():
+    if name in PUBLIC and not holds_features(path):
+        if not path.is_dir() and path.suffix.lower() != ".npz":
             raise DataError(f"task {name} is a public one and {path} no folder; give your own task another name")
-        return PUBLIC[name].open(path, any_count)
-    return _own(name, path)
+        if path.is_dir():
+            return PUBLIC[name].open(path, any_count)
+    task = _own(name, path)
+    if task.name not in PUBLIC:
+        return task
+    if not task.has_features:
+        raise DataError(f"task {task.name} is a public one and {path} holds images; give your own task another name")
+    return as_public(task)
 
 
 def expand(spec: str) -> list[str]:
@@ -95,6 +103,8 @@ def find_public(name: str) -> PublicTask:
 
 
 def _own(name: str, path: Path) -> Task:
+    if holds_features(path):
+        return read_kept(name, path)
     if path.is_dir():
         return read_folder(name, path)
     if not path.exists():

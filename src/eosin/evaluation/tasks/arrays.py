@@ -81,6 +81,8 @@ def _words(array: npt.NDArray[Any]) -> list[str]:
 
 
 def _read_npz(name: str, path: Path) -> dict[str, npt.NDArray[Any]]:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"task {name}: {path} is no .npz archive, or is cut off")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}

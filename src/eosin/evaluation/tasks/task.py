@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.errors import DataError
+from eosin.evaluation.tasks.bags import BagFiles
 from eosin.evaluation.tasks.images import HashFile, Images, hash_array
 from eosin.evaluation.tasks.masks import Masks
 from eosin.evaluation.tasks.slides import SlideFiles
@@ -34,7 +35,7 @@ _SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "v
 
 Kind = Literal["classification", "robustness", "slide", "segmentation", "regression"]
 Words1d = npt.NDArray[np.str_]
-Samples = Images | SlideFiles | npt.NDArray[np.float32]
+Samples = Images | SlideFiles | BagFiles | npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32] | Masks
 
 _CLASSED = ("classification", "robustness", "slide")
@@ -44,8 +45,8 @@ _CLASSED = ("classification", "robustness", "slide")
 class Task:
     """Samples of one task; row i of everything belongs to sample i, N samples.
 
-    `samples`: images, slides, or features float32 [N, D] that somebody computed already. `targets`: int64 [N]
-    index into `classes`; masks whose pixels index `classes`; or float32 [N, K], K values named by `classes`.
+    `samples`: images, slides, or what somebody computed already: features float32 [N, D], or bags of them. `targets`:
+    int64 [N] index into `classes`; masks whose pixels index `classes`; or float32 [N, K], K values named by `classes`.
     `split`: train | val | test, or None for cross-validation; `fold` int64 [N]: the test fold of each sample
     where the task fixes the folds. `patient`, `slide`, `site`: ids or None. `shots`: training samples a
     class, drawn anew each run, where the task trains on few. `switches`: names of what eva does differently
@@ -86,7 +87,22 @@ class Task:
     @property
     def images(self) -> Images | None:
         """The images, or None where the task holds features or slides."""
-        return None if isinstance(self.samples, np.ndarray | SlideFiles) else self.samples
+        return None if isinstance(self.samples, np.ndarray | SlideFiles | BagFiles) else self.samples
+
+    @property
+    def slides(self) -> SlideFiles | None:
+        """The slide files, or None where the task holds anything else."""
+        return self.samples if isinstance(self.samples, SlideFiles) else None
+
+    @property
+    def bags(self) -> BagFiles | None:
+        """Bags of tile features that came with the task, or None where it holds anything else."""
+        return self.samples if isinstance(self.samples, BagFiles) else None
+
+    @property
+    def has_features(self) -> bool:
+        """Whether features came with the task, so that no encoder is needed."""
+        return isinstance(self.samples, np.ndarray | BagFiles)
 
     @property
     def group_name(self) -> str:

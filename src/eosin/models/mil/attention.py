@@ -52,6 +52,10 @@ class AttentionHead(MilHead):
 
     def attend(self, tiles: Tensor, present: Tensor, drops: Drops) -> tuple[Tensor, Tensor, Tensor]:
         """Bags -> hidden tile vectors [B, N, hidden], raw scores and softmaxed attention [B, branches, N]."""
-        hidden = dropped(torch.relu(self.hidden(tiles)), drops, "hidden")
+        hidden = dropped(self.activated(self.hidden(tiles)), drops, "hidden")
         scores = self.attention(hidden, drops).masked_fill(~present[:, None], -torch.inf)
         return hidden, scores, torch.softmax(scores, dim=-1)
+
+    def activated(self, hidden: Tensor) -> Tensor:
+        """What is done to the hidden tile vectors after their linear."""
+        return torch.relu(hidden)

@@ -15,7 +15,7 @@ from eosin.models.mil.abmil import Abmil
 from eosin.models.mil.clam import Clam
 from eosin.models.mil.head import MilHead
 from eosin.models.mil.pooled import PooledHead
-from eosin.models.mil.settings import AttentionSettings, ClamSettings, HeadSettings, TransformerSettings
+from eosin.models.mil.settings import AbmilSettings, ClamSettings, HeadSettings, TransformerSettings
 from eosin.models.mil.transformer import TransformerHead
 from eosin.models.slide_task import SlideTask, checked_tasks
 from eosin.randomness import Words
@@ -23,7 +23,7 @@ from eosin.randomness import Words
 KINDS: dict[str, tuple[type[MilHead], type[HeadSettings]]] = {
     "clam-sb": (Clam, ClamSettings),
     "clam-mb": (Clam, ClamSettings),
-    "abmil": (Abmil, AttentionSettings),
+    "abmil": (Abmil, AbmilSettings),
     "transmil": (TransformerHead, TransformerSettings),
     "mean-linear": (PooledHead, HeadSettings),
     "max-linear": (PooledHead, HeadSettings),

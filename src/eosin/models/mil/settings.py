@@ -27,6 +27,13 @@ class AttentionSettings(HeadSettings):
     )
 
 
+class AbmilSettings(AttentionSettings):
+    """ABMIL; with `activation` none, `mlp` (128, 64) and 128 wide throughout it is the head of kaiko's eva."""
+
+    activation: Literal["relu", "none"] = Field("relu", description="of the hidden tile vectors")
+    mlp: tuple[int, ...] = Field((), description="widths of ReLU layers between the bag vector and the logits")
+
+
 class ClamSettings(AttentionSettings):
     """CLAM (Lu et al. 2021). `size` sets the attention width: 256 small, 384 big, unless `attention` is given."""
 

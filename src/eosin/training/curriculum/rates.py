@@ -1,0 +1,91 @@
+"""Learning rates of a curriculum: groups of parameters by stage; schedules of both steps, one behind the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from eosin.optim import Schedules, make_schedules
+from eosin.optim.groups import decays, layer_factor
+from eosin.optim.schedules import FloatArray, cosine
+from eosin.training.curriculum.networks import CurriculumNetworks
+from eosin.training.curriculum.recipe import CurriculumRecipe
+
+
+@dataclass(frozen=True)
+class CurriculumSchedules(Schedules):
+    """As in pre-training, and a rate for each stage; `curriculum_step` is 1 or 2."""
+
+    region_lr: FloatArray
+    slide_lr: FloatArray
+    heads_lr: FloatArray
+    curriculum_step: FloatArray
+
+
+def curriculum_schedules(recipe: CurriculumRecipe, steps: int) -> CurriculumSchedules:
+    """Schedules of a run of `steps` optimiser steps, of which `recipe.run.steps` are step 1."""
+    first, one, two = recipe.run.steps, _of_step1(recipe), _of_step2(recipe, steps - recipe.run.steps)
+    names = [field.name for field in fields(CurriculumSchedules)]
+    joined = {name: np.concatenate([one[name], two[name]]) for name in names if name != "curriculum_step"}
+    return CurriculumSchedules(**joined, curriculum_step=np.where(np.arange(steps) < first, 1.0, 2.0))
+
+
+def _of_step1(recipe: CurriculumRecipe) -> dict[str, FloatArray]:
+    """The recipe's `optim`; one rate for stages 1 and 2."""
+    rows = vars(make_schedules(recipe.optim, recipe.run.steps, recipe.run.batch))
+    return {**rows, "region_lr": rows["encoder_lr"], "slide_lr": rows["lr"], "heads_lr": rows["lr"]}
+
+
+def _of_step2(recipe: CurriculumRecipe, steps: int) -> dict[str, FloatArray]:
+    two = recipe.step2
+    warm = -(-two.warmup_slides // two.slides)
+    tile, region, slide, heads = (
+        cosine(rate, min(two.min_lr, rate), steps, warm, rate / max(warm, 1))  # a slide is too dear for a rate of 0
+        for rate in (two.tile_lr, two.region_lr, two.slide_lr, two.heads_lr)
+    )
+    level = np.ones(steps)
+    return {
+        "lr": region,
+        "encoder_lr": tile,
+        "last_layer_lr": region,
+        "last_layer_frozen": 0 * level,
+        "weight_decay": two.weight_decay * level,
+        "momentum": cosine(*two.momentum, steps),
+        "teacher_temperature": two.teacher_temperature * level,
+        "uniformity_ramp": level,
+        "region_lr": region,
+        "slide_lr": slide,
+        "heads_lr": heads,
+    }
+
+
+def curriculum_optimizer(recipe: CurriculumRecipe, networks: CurriculumNetworks) -> torch.optim.Optimizer:
+    """AdamW with a group for each stage, layer factor and weight decay (`optim.set_step_values`)."""
+    student, optim = networks.student, recipe.optim
+    groups: dict[tuple[float, float, str], list[torch.nn.Parameter]] = {}
+
+    def add(parameter: torch.nn.Parameter, name: str, rate: str, factor: float = 1.0) -> None:
+        if parameter.requires_grad:
+            groups.setdefault((factor, 1.0 if decays(name) else 0.0, rate), []).append(parameter)
+
+    for name, parameter in student.encoder.named_parameters():
+        embed = optim.patch_embed_factor if "patch_embed" in name else 1.0
+        add(parameter, name, "encoder_lr", layer_factor(name, recipe.encoder.depth, optim.layer_decay) * embed)
+    for rate, stage in (
+        ("region_lr", student.pyramid.region),
+        ("slide_lr", student.pyramid.slide),
+        ("heads_lr", student.pyramid.heads),
+    ):
+        for name, parameter in stage.named_parameters():
+            add(parameter, name, rate)
+    for head in (student.dino, student.region_dino):
+        for name, parameter in head.named_parameters():
+            add(parameter, name, "last_layer_lr" if "last_layer" in name else "lr")
+    told: list[dict[str, Any]] = [
+        {"params": parameters, "lr_factor": lr, "wd_factor": wd, "rate": rate}
+        for (lr, wd, rate), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(told, lr=optim.base_lr, betas=optim.betas, eps=optim.eps, fused=True)

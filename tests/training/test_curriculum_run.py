@@ -1,0 +1,208 @@
+"""The curriculum end to end: stopped and killed between slides it goes on exactly; exported, embedded, judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors import safe_open
+
+from eosin.errors import DataError, EosinError, RecipeError
+from eosin.evaluation.mil import train_mil
+from eosin.features import export_model, load_model
+from eosin.features.embed import embed_slides
+from eosin.features.pyramid_file import load_pyramid
+from eosin.models import ViT
+from eosin.runs import RunFolder, read_lines
+from eosin.training import load_recipe, train
+from eosin.training.curriculum import partial
+from eosin.training.export import export_run
+
+from .curriculum_cases import TINY, train_words, write_cohort
+
+FROM_SLIDES = ["run.steps=0", "step2.passes=2"]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten slides with labels."""
+    return write_cohort(tmp_path_factory.mktemp("slides"))
+
+
+def go(cohort: Path, out: Path, *changes: str) -> RunFolder:
+    """`eosin train`, in this process."""
+    return train("pyramid-quickstart", out, cohort=[str(cohort)], set=[*TINY, *changes])
+
+
+def tensors(run: RunFolder, step: int | None = None) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, the newest without `step`."""
+    found = {}
+    for file in run.checkpoint(run.steps()[-1] if step is None else step).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return found
+
+
+def told(run: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl and slides.jsonl without what tells of time."""
+    rows = [*read_lines(run / "metrics.jsonl"), *read_lines(run / "slides.jsonl")]
+    return [{name: value for name, value in row.items() if name not in ("img_s", "data_wait", "mfu")} for row in rows]
+
+
+def same(one: Path, other: Path) -> None:
+    """Bit for bit the same run."""
+    assert RunFolder(one).steps() == RunFolder(other).steps()
+    left, right = tensors(RunFolder(one)), tensors(RunFolder(other))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert told(one) == told(other)
+
+
+def test_stopped_between_slides_it_goes_on_exactly(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    go(cohort, tmp_path / "whole", *FROM_SLIDES)
+    write, left = partial.PartialFile.write, [3]
+
+    def write_and_stop(self: partial.PartialFile, *words: Any) -> None:
+        write(self, *words)
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(partial.PartialFile, "write", write_and_stop)
+    with pytest.raises(Exception, match="stopped by a signal at step 0; the same command goes on"):
+        go(cohort, tmp_path / "parts", *FROM_SLIDES)
+    capfd.readouterr()
+    go(cohort, tmp_path / "parts", *FROM_SLIDES)
+    assert "3 slides of optimiser step 0 had been learned from already" in capfd.readouterr().err
+    same(tmp_path / "whole", tmp_path / "parts")
+    assert not list((tmp_path / "parts" / "checkpoints").glob("slides-*"))
+
+
+@pytest.mark.slow
+def test_killed_between_slides_it_goes_on_exactly(cohort: Path, tmp_path: Path) -> None:
+    changes = ("run.steps=1", "step2.passes=2")
+    go(cohort, tmp_path / "whole", *changes)
+    script = Path(__file__).with_name("curriculum_cases.py")
+    words = [sys.executable, str(script), *train_words(cohort, *changes), "-o", str(tmp_path / "parts")]
+    for saves in (2, 5):  # 4 saves a step
+        killed = subprocess.run(words, env=os.environ | {"EOSIN_TEST_KILL": str(saves)}, check=False)
+        assert killed.returncode == -signal.SIGKILL
+    done = subprocess.run(words, env=os.environ | {"EOSIN_TEST_KILL": "0"}, check=True, capture_output=True, text=True)
+    assert "resuming" in done.stderr
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_both_steps_are_learned_and_logged(cohort: Path, tmp_path: Path) -> None:
+    tasks = "tasks=[{column: msi}, {column: age, kind: regression}, {column: os}]"
+    run = go(cohort, tmp_path / "run", tasks, "run.keep_last=9")
+    rows = [row for row in run.read_metrics() if "loss" in row]
+    assert [row["curriculum_step"] for row in rows] == [1, 1, 2, 2]
+    assert all("loss/dino_local" in row and "loss/region" in row for row in rows)
+    last = rows[-1]
+    assert {"loss/task/msi", "loss/task/age", "loss/task/os"} <= last.keys()
+    assert "loss/task/msi" not in rows[0]
+    assert 0 <= last["attention/tiles_entropy"] <= 1 <= last["attention/tiles_max_times_n"]
+    parts = [value for name, value in last.items() if name.startswith(("loss/task", "loss/region"))]
+    dino = last["loss/dino_global"] + last["loss/dino_local"]
+    assert last["loss"] == pytest.approx(sum(parts) + 0.5 * dino, rel=1e-5)
+    looks = [row for row in run.read_metrics() if "learned/msi/n" in row]
+    assert looks[-1]["learned/os/n"] > looks[0]["learned/os/n"]
+    assert {"held_out/os/c_index", "learned/age/r2/low", "learned/msi/auroc/high"} <= looks[-1].keys()
+    identity = run.read_identity()
+    assert identity["tasks"] == ["msi", "age", "os"]
+    assert len(identity["patients"]) == 8
+    assert not set(identity["held_out"]) & set(identity["patients"])
+    before, frozen, after = (tensors(run, step) for step in (2, 3, 4))
+    stage1 = [name for name in before if name.startswith("networks.student.pyramid.tile")]
+    assert all(torch.equal(before[name], frozen[name]) for name in stage1)
+    assert not any(torch.equal(frozen[name], after[name]) for name in stage1 if name.endswith("qkv.weight"))
+    heads = [name for name in before if name.startswith("networks.student.pyramid.heads") and "weight" in name]
+    assert not any(torch.equal(before[name], frozen[name]) for name in heads)
+
+
+def test_exported_it_embeds_at_every_stage_and_says_what_it_learned(cohort: Path, tmp_path: Path) -> None:
+    run = go(cohort, tmp_path / "run", "lora.rank=2", "tasks=[{column: msi}]", "step2.tile_frozen_slides=0")
+    model = export_run(run.root, tmp_path / "model")
+    pyramid, encoder = load_pyramid(model), load_model(model)
+    state = tensors(run)
+    assert torch.equal(pyramid.pyramid.heads[0].weight, state["networks.student.pyramid.heads.0.weight"])
+    tiles = torch.randint(256, (3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(pyramid.pyramid.tile(tiles), encoder.embed(tiles))
+    assert encoder.info["training"]["tasks"] == ["msi"]
+    assert "learned from labels of | msi (binary: mss, msi)" in (model / "README.md").read_text()
+
+    embed_slides(model, [cohort], tmp_path / "tiles", stage="tile", workers=0)
+    assert json.loads((tmp_path / "tiles" / "embedding.json").read_text())["training_tasks"] == ["msi"]
+    embed_slides(model, [cohort], tmp_path / "upper", stage="region")
+    embed_slides(model, [cohort], tmp_path / "upper", stage="slide")
+    slides = pq.read_table(tmp_path / "upper" / "slides.parquet")
+    assert slides.column_names == ["slide", "vector", "output.msi"]
+    assert len(slides) == 10
+    regions = pq.read_table(tmp_path / "upper" / "regions.parquet").to_pandas()
+    first = regions[regions["slide"] == "s0"]
+    assert (len(first), first["tiles"].sum()) == (9, len(load_tiles(tmp_path / "tiles" / "s0.h5")))
+    assert sorted({(x, y) for x, y in zip(first["x"], first["y"], strict=True)})[0] == (
+        first["x"].min(),
+        first["y"].min(),
+    )
+    assert first["x"].max() - first["x"].min() == 2 * 4 * 16
+
+    labels, held_out = tmp_path / "labels.csv", set(run.read_identity()["held_out"])
+    splits = [f"s{n},p{n},{'test' if n < 4 else 'val' if n < 6 else 'train'},{('mss', 'msi')[n % 2]}" for n in range(8)]
+    labels.write_text("\n".join(["slide,patient,split,msi", *splits]) + "\n")
+    bags = {"mean-linear": tmp_path / "tiles", "linear": tmp_path / "upper" / "slides.parquet"}
+    for head, features in bags.items():
+        rows = train_mil(features, labels, tmp_path / head, head=head, protocol="exaone", changes=["train.epochs=1"])
+        assert all(row["task_in_training"] for row in rows)
+        assert rows[0]["patients_in_training"] == len({"p0", "p1", "p2", "p3"} - held_out)
+
+    with pytest.raises(DataError, match="unknown stage 'slides': tile, region, slide"):
+        embed_slides(model, [cohort], tmp_path / "none", stage="slides")
+    with pytest.raises(DataError, match="takes tiles, scale and weights as the exported pyramid has them"):
+        embed_slides(model, [cohort], tmp_path / "none", stage="slide", size=32)
+
+
+def load_tiles(path: Path) -> Any:
+    """Coordinates in a feature file."""
+    import h5py
+
+    with h5py.File(path) as file:
+        return file["coords"][:]
+
+
+def test_stage_1_starts_from_an_export_and_stands_still_when_frozen(cohort: Path, tmp_path: Path) -> None:
+    config = load_recipe("pyramid-quickstart", TINY)[0].encoder
+    vit = ViT(config, torch.Generator().manual_seed(5))
+    export_model(vit, tmp_path / "ssl", input_size=16, mean=(0.7, 0.5, 0.7), std=(0.2, 0.2, 0.2))
+    changes = (f"start={tmp_path / 'ssl'}", "encoder=start", "step2.tile_frozen_slides=99", "tasks=[{column: msi}]")
+    run = go(cohort, tmp_path / "run", *changes, "run.steps=0")
+    state = tensors(run)
+    assert all(
+        torch.equal(state[f"networks.student.pyramid.tile.vit.{name}"], value)
+        for name, value in vit.state_dict().items()
+    )
+    model = load_pyramid(export_run(run.root, tmp_path / "model"))
+    assert model.pyramid.tile.mean.flatten().tolist() == pytest.approx([0.7, 0.5, 0.7])
+
+
+def test_runs_without_anything_to_learn_from_are_one_line(cohort: Path, tmp_path: Path) -> None:
+    for change, told in {
+        "pyramid.mpp=0.1": "no tile of 16 px at 0.1 µm/px with tissue on any slide that has a label",
+        "tasks=[{column: mis}]": "has no column mis to learn from",
+        "labels.held_out=0.99": "leaves none of 10 patients to learn from",
+    }.items():
+        with pytest.raises(EosinError, match=told):
+            go(cohort, tmp_path / "run", change)
+    with pytest.raises(RecipeError, match="a curriculum learns from whole slides"):
+        train("pyramid-quickstart", tmp_path / "run", tiles=[str(cohort.parent)], mpp=0.5, set=TINY)
+    assert not (tmp_path / "run").exists()
