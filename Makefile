@@ -31,6 +31,8 @@ lint: $(STAMP)
 bench: $(STAMP)  ## side-by-side measurements of benchmarks/RESULTS.md; DATA = folder of real data for the learning proof
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/whole_slide/memory.py --encoders tiny
+	@if [ -n "$(DATA)" ]; then $(BIN)/python benchmarks/slides.py "$(DATA)" -o bench-slides --side 12288; fi
 	@if [ -n "$(DATA)" ]; then $(BIN)/python benchmarks/learning.py "$(DATA)"; else echo "learning proof skipped: give DATA=folder"; fi
 
 gpu-proof: $(STAMP)  ## speed, learning, reading and torchrun on one CUDA GPU, in 8 minutes; DATA, START=weights, OUT (docs/gpu.md)
