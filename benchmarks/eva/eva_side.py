@@ -153,13 +153,21 @@ def traced(
 
 
 def session(
-    folder: Path, width: int, classes: int, steps: int, runs: int, workers: int, patience: int, seed: int
+    folder: Path,
+    width: int,
+    classes: int,
+    steps: int,
+    runs: int,
+    workers: int,
+    patience: int,
+    seed: int,
+    head: nn.Linear | None = None,
 ) -> list[float]:
-    """What `eva fit` does with its default offline configuration: val scores of `runs` runs."""
+    """What `eva fit` does with its default offline configuration: val scores of `runs` runs, each a copy of `head`."""
     binary = classes == 2
     pl.seed_everything(seed, verbose=False)
     data = datamodule(folder, binary, workers, 256)
-    module = head_module(width, classes, None, partial(torch.optim.AdamW, lr=3e-4))
+    module = head_module(width, classes, head, partial(torch.optim.AdamW, lr=3e-4))
     with tempfile.TemporaryDirectory() as root:
         with redirect_stdout(io.StringIO()):  # its table of results
             trainer(root, steps, patience, binary, runs).run_evaluation_session(module, data)

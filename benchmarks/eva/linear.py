@@ -9,10 +9,11 @@ in an environment with eosin, kaiko-eva==0.4.5 and jsonargparse==4.50.0 (newer o
 
 metrics: ours against eva's own classes on random input. parity: one run of eva with given first weights and order of
 samples, step by step: weights and val logits after every step, val score after every epoch, best and last epoch, score
-of the best checkpoint. Bound 1e-4. scores: mean balanced accuracy of 5 runs of each side, each with its own randomness,
-beside eva's run-to-run sd. speed: wall seconds from files to scores, early stopping off; eva at the fastest of 0, 1, 2
-loader workers (found on a short run), ours from eva's own .pt files and from .npy. eva does its runs one after the
-other, so --eva-runs 1 beside our 5 is a lower bound of the ratio. Exit 0 if all holds, else 1.
+of the best checkpoint. Bound 1e-4. scores: mean balanced accuracy of 5 runs of each side, from the same first weights,
+each side with its own orders, beside eva's run-to-run sd. speed: wall seconds from files to scores, early stopping
+off; eva at the fastest of 0, 1, 2 loader workers (found on a short run), ours from eva's own .pt files and from .npy.
+eva does its runs one after the other, so --eva-runs 1 beside our 5 is a lower bound of the ratio. Exit 0 if all holds,
+else 1.
 """
 
 from __future__ import annotations
@@ -69,10 +70,7 @@ def parity(cases: list[Case], steps: int) -> bool:
 def _beside(case: Case, how: LinearSettings, name: str, folder: Path, eva_side: Any) -> bool:
     grid = [(how.lr[0], how.weight_decay[0])]
     heads = new_heads([case.train], case.classes, how, grid, KEY, "cpu")
-    head = nn.Linear(case.train.x.shape[1], heads.shape[2])
-    with torch.no_grad():
-        head.weight.copy_(heads.weight[0, 0])
-        head.bias.copy_(heads.bias[0, 0])
+    head = _first_weights(case, how)
     count = len(case.train.y)
     per_epoch = -(-count // how.batch)
     drawn = shuffled_epochs([count], [Words(*KEY, "order", 0)])
@@ -147,8 +145,10 @@ def scores(cases: list[Case], steps: int, runs: int) -> bool:
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             write_eva(case, Path(folder))
+            width, patience = case.train.x.shape[1], _patience(case, steps)
+            how = LinearSettings(**{**PROTOCOLS["eva-v2"].settings, "steps": steps})
             theirs = eva_side.session(
-                Path(folder), case.train.x.shape[1], case.classes, steps, runs, 0, _patience(case, steps), 42
+                Path(folder), width, case.classes, steps, runs, 0, patience, 42, _first_weights(case, how)
             )
         ours = _ours(case.train, case.val, case.classes, steps, runs)
         difference, spread = statistics.mean(ours) - statistics.mean(theirs), statistics.stdev(theirs)
@@ -159,6 +159,16 @@ def scores(cases: list[Case], steps: int, runs: int) -> bool:
             flush=True,
         )
     return held
+
+
+def _first_weights(case: Case, how: LinearSettings) -> nn.Linear:
+    """The head that all our runs start from, and all of eva's (which copies one model a run)."""
+    heads = new_heads([case.train], case.classes, how, [(how.lr[0], how.weight_decay[0])], KEY, "cpu")
+    head = nn.Linear(case.train.x.shape[1], heads.shape[2])
+    with torch.no_grad():
+        head.weight.copy_(heads.weight[0, 0])
+        head.bias.copy_(heads.bias[0, 0])
+    return head
 
 
 def _patience(case: Case, steps: int) -> int:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
+import torch
 from pyarrow import parquet
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from eosin.errors import DataError, ResumeError
 from eosin.evaluation import evaluate
-from eosin.evaluation.evaluate import pooling_of
+from eosin.evaluation.evaluate import _outcome, pooling_of
 from eosin.evaluation.folds import folds_of
+from eosin.evaluation.kinds import Asked
 from eosin.evaluation.protocols import PROTOCOLS, find_protocols
+from eosin.evaluation.results import ResultsFolder
 from eosin.evaluation.tasks import open_task
-from eosin.features import export_model, load_model
+from eosin.features import FeatureStore, export_model, load_model
 from eosin.models import EncoderConfig, ViT
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +241,52 @@ def test_a_patient_on_both_sides_is_reported(cells: Path, tmp_path: Path, capsys
     (row,) = evaluate("colour", [f"leak={tmp_path / 'leak.npz'}"], "knn", tmp_path / "out")
     assert (row["shared_groups"], row["split"]) == (12, "test")
     assert "12 patients are in train and in test" in capsys.readouterr().err
+
+
+def test_few_patients_of_the_reported_split_are_said(
+    kather: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many patients train, two are reported: the interval is over two."""
+    with np.load(kather) as archive:
+        arrays = dict(archive)
+    rows = np.arange(len(arrays["labels"]))
+    split = np.where(rows % 5 == 0, "test", "train")
+    patient = np.where(split == "test", rows % 2, 10 + rows % 30)
+    np.savez(tmp_path / "few.npz", split=split, patient=patient, **arrays)
+    (row,) = evaluate(None, [], "knn", tmp_path / "out", features=tmp_path / "few.npz")
+    assert (row["n_patients"], row["shared_groups"]) == (2, 0)
+    assert "task few: 2 patients only" in capsys.readouterr().err
+
+
+def test_the_same_samples_under_the_name_of_another_task_are_judged_by_its_settings(
+    kather: Path, tmp_path: Path
+) -> None:
+    """Kept outcomes are not shared by tasks that a protocol treats differently."""
+    with np.load(kather) as archive:
+        few = np.concatenate([np.flatnonzero(archive["labels"] == label)[:9] for label in (0, 1)])
+        x, y = archive["features"][few], archive["labels"][few]
+    split = np.resize(["train", "train", "val"], len(few))
+    quick = replace(PROTOCOLS["eva-v2"], settings={**PROTOCOLS["eva-v2"].settings, "steps": 4})
+    folder = ResultsFolder(tmp_path / "out")
+    runs = []
+    for name in ("mine", "pcam-10shot"):
+        np.savez(tmp_path / f"{name}.npz", features=x, labels=y, split=split)
+        task = replace(open_task(f"mine={tmp_path / f'{name}.npz'}"), name=name)
+        asked = Asked(task, quick, None, "features", task.content_hash(), FeatureStore(folder.features), CPU)
+        runs.append(len(_outcome(folder, asked).run_scores))
+    assert runs == [5, 50]
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [(None, "give splits train, val and test"), (["train", "train", "test"], "give a val split")],
+)
+def test_what_choices_need_is_said_where_one_patient_trains(tmp_path: Path, split: list[str] | None, said: str) -> None:
+    patient = np.resize(["a", "a", "b"], 24)
+    arrays = {} if split is None else {"split": np.resize(split, 24)}
+    np.savez(tmp_path / "t.npz", features=np.eye(24), labels=np.repeat([0, 1], 12), patient=patient, **arrays)
+    with pytest.raises(DataError, match=f"choosing settings inside a training part needs at least two .*{said}"):
+        evaluate(None, [], "strict", tmp_path / "out", features=tmp_path / "t.npz")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

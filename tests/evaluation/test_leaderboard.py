@@ -186,7 +186,7 @@ def test_without_fitting_predictions_nothing_is_tested(tmp_path: Path) -> None:
 
 def test_ranks_say_which_places_are_open() -> None:
     def pair(first: str, second: str, low: float, high: float) -> Pair:
-        return Pair(first, second, Difference(0.0, low, high, 0.5), 0.5)
+        return Pair(first, second, Difference(0.0, low, high, 0.5 if low <= 0 <= high else 0.01), 0.5)
 
     means = {"a": 0.9, "b": 0.8, "c": 0.8, "d": 0.3}
     pairs = [pair("a", "b", -0.1, 0.2), pair("a", "c", 0.01, 0.2), pair("a", "d", 0.3, 0.7)]
@@ -197,6 +197,9 @@ def test_ranks_say_which_places_are_open() -> None:
     ]
     assert ranks["b"].tied == ("a", "c")
     assert ranks["d"].tied == ()
+    few = Pair("a", "b", Difference(0.1, 0.05, 0.15, 0.25), 0.25)  # three patients: an interval that is too narrow
+    assert not few.shown
+    assert ranks_of(means, [few])["a"].tied == ("b",)
     untested = ranks_of(means, [pair("a", "b", np.nan, np.nan)])
     assert not untested["a"].tested
     assert (untested["a"].low, untested["a"].high) == (1, 4)

@@ -20,6 +20,7 @@ from eosin.evaluation.probes.linear_fit import LinearSettings, new_heads, train_
 from eosin.evaluation.probes.order import even_batches, shuffled_epochs
 from eosin.evaluation.probes.schedules import Per, Schedule, lr_factors
 from eosin.evaluation.probes.stacked import Optimizer, StackedLinear
+from eosin.evaluation.protocols import PROTOCOLS
 from eosin.evaluation.statistics import balanced_accuracy
 from eosin.randomness import Words
 
@@ -292,3 +293,15 @@ def test_evas_draws_are_balanced_and_go_on_from_run_to_run() -> None:
     assert all(len(set(rows.tolist())) == 20 for rows in drawn)
     assert len({tuple(sorted(rows.tolist())) for rows in drawn}) == 3
     assert (eva_shots(labels, 10, 2) == drawn[:2]).all()
+
+
+def test_runs_start_alike_where_eva_copies_one_model() -> None:
+    draw = np.random.default_rng(0)
+    train = Examples(draw.normal(size=(60, 8)).astype(np.float32), draw.integers(0, 3, 60))
+    for shared in (False, True):
+        how = LinearSettings(steps=1, runs=3, shared_start=shared)
+        heads = new_heads([train] * 3, 3, how, [(1e-3, 0.01)], (0, "linear", 0), "cpu")
+        assert bool(torch.equal(heads.weight[0], heads.weight[2])) == shared
+    for name in ("eva-v2", "eva-v1", "midnight"):
+        assert PROTOCOLS[name].settings["shared_start"]
+        assert not PROTOCOLS[name].without("eva.shared_start").settings["shared_start"]

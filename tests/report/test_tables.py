@@ -34,7 +34,7 @@ def test_protocols_stand_apart_with_their_own_differences() -> None:
     rows = [row("m", 0.5), row("m", 0.6, protocol="logreg")]
     pair = {"task": "t", "metric": "balanced_accuracy", "a": "m", "b": "k", "difference": -0.2, "p": 0.5}
     pairs = [
-        {**pair, "protocol": "knn", "ci_low": -0.3, "ci_high": -0.1},
+        {**pair, "protocol": "knn", "ci_low": -0.3, "ci_high": -0.1, "p": 0.01},
         {**pair, "protocol": "logreg", "ci_low": -0.3, "ci_high": 0.1},
     ]
     body = probe_section(rows, pairs, {}).body

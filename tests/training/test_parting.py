@@ -35,7 +35,7 @@ def lines(told: Path, case: str) -> tuple[str, str]:
     ("case", "line"),
     [
         ("apart", "OutputError: process 1: the run folder {told}/apart/1 has to be shared by all machines: "),
-        ("probe", "DataError: process 1: task x: looked for /nowhere, found nothing there"),
+        ("probe", "DataError: process 1: --probe x=/nowhere: task x: looked for /nowhere, found nothing there"),
         ("late", "TrainingStopped: watch.data_stall stopped the run at step 3: process 1: no tiles for 0 seconds"),
         ("none", "PlanError: no tile passes after 800 tries; the same command goes on from step 3"),
         ("signal", "Interrupted: stopped by a signal at step 3; the same command goes on from step 3"),

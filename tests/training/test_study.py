@@ -231,4 +231,13 @@ def test_refusals_before_any_work(finished: tuple[Path, dict[str, Any]], tmp_pat
         run_it(write_study(tmp_path, arms={"far": {"tiles.mpp": [0.1]}}, compare=None), tmp_path / "new", tiles_folder)
     with pytest.raises(DataError, match="found nothing there"):
         run_it(write_study(tmp_path, probes=["a=none.npz"]), tmp_path / "new", tiles_folder)
+    tile = next(path for path in tiles_folder.rglob("*") if path.suffix in (".png", ".jpg"))
+    (tmp_path / "dots.csv").write_text(
+        "file,x,y,size_px,value\n" + "\n".join(f"{tile},{number},8,16,{number}" for number in range(12)) + "\n"
+    )
+    numbers = [f"dots={tmp_path / 'dots.csv'}"]
+    with pytest.raises(DataError, match=r"probe dots: protocol knn does not judge regression .*of the study"):
+        run_it(write_study(tmp_path, probes=numbers), tmp_path / "new", tiles_folder)
+    with pytest.raises(DataError, match=r"arm kde: probe dots: protocol knn .*run\.probe_protocol"):
+        run_it(write_study(tmp_path, probes=numbers, protocol="strict"), tmp_path / "new", tiles_folder)
     assert not (tmp_path / "new").exists()

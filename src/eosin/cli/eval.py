@@ -25,7 +25,8 @@ _Protocol = Annotated[
     list[str] | None,
     typer.Option(
         "--protocol",
-        help="strict (default), eva-v2, eva-v1, midnight, knn, simpleshot, logreg. Repeat, or a comma list.",
+        help="strict (default): every kind of task. eva-v2, midnight: all but robustness. eva-v1, knn, simpleshot,"
+        " logreg: tiles with classes. NAME~SWITCH: without one hidden behaviour. Repeat, or a comma list.",
     ),
 ]
 _Features = Annotated[
@@ -154,7 +155,7 @@ def print_results(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]])
             table.add_row("", "chance", f"{own[0]['chance']:.3f}", "", "")
         console.print(table)
     if comparisons:
-        several = len({row["metric"] for row in comparisons}) > 1
+        several = len({(row["task"], row["metric"]) for row in comparisons}) > len({row["task"] for row in comparisons})
         table = Table(title=f"{names[comparisons[0]['model']]} minus", title_justify="left")
         for name in ("task", "protocol", *(("metric",) if several else ()), "model"):
             table.add_column(name, overflow="fold")

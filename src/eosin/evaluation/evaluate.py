@@ -134,7 +134,8 @@ def pooling_of(protocols: Sequence[Protocol]) -> str | None:
 def _outcome(folder: ResultsFolder, asked: Asked) -> Outcome:
     """A kept outcome is read; features are made only where a probe needs them."""
     task, protocol = asked.task, asked.protocol
-    own = [protocol.settings_for(task.name), list(task.switches)]  # of the task's name: other tasks may share its samples
+    # By name: another task may have the same samples.
+    own = [protocol.settings_for(task.name), list(task.switches)]
     key = hash_of([asked.key, task.label_hash(), protocol.hash, own, __version__])
     outcome = folder.read_outcome(key)
     if outcome is None:

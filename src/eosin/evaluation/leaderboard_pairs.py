@@ -20,7 +20,7 @@ import numpy.typing as npt
 from eosin.errors import DataError
 from eosin.evaluation.leaderboard_samples import Said
 from eosin.evaluation.scores import SCORES
-from eosin.evaluation.statistics import DRAWS, Difference, bootstrap_p, group_count, resample
+from eosin.evaluation.statistics import DRAWS, Difference, bootstrap_p, group_count, is_shown, resample
 
 if TYPE_CHECKING:
     from eosin.evaluation.leaderboard import Entry
@@ -45,8 +45,8 @@ class Pair(NamedTuple):
 
     @property
     def shown(self) -> bool:
-        """Whether the interval of the difference lies on one side of 0."""
-        return self.difference.low > 0 or self.difference.high < 0
+        """Whether the pair by itself shows a difference (`statistics.is_shown`)."""
+        return is_shown(self.difference.low, self.difference.high, self.difference.p)
 
 
 class Rank(NamedTuple):

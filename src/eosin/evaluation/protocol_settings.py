@@ -63,6 +63,12 @@ SWITCHES: dict[str, Switch] = {
         {"shots_of": "eva"},
         {"shots_of": "words"},
     ),
+    "eva.shared_start": Switch(
+        "all runs have the same first weights, as each is a copy of one model: their spread is that of the order of"
+        " samples alone",
+        {"shared_start": True},
+        {"shared_start": False},
+    ),
     "eva.bag_weight_decay": Switch(
         "weight decay .01 for heads on bags, the optimiser's default; eva's documents say 0",
         {"weight_decay": 0.01},
@@ -101,6 +107,7 @@ EVA_V2_SWITCHES = (
     "eva.choose_on_reported",
     "eva.report_val",
     "eva.shots_of_runs",
+    "eva.shared_start",
 )
 EVA_V2_TASKS: dict[str, Settings] = {
     "bach": {"patience": 1250},
@@ -131,6 +138,7 @@ EVA_V1_SWITCHES = (
     "eva.plain_accuracy",
     "eva.choose_on_reported",
     "eva.report_val",
+    "eva.shared_start",
 )
 _LARGE: Settings = {"batch": 4096, "lr": [0.01]}
 EVA_V1_TASKS: dict[str, Settings] = {
@@ -186,6 +194,7 @@ BAGS_EVA_V2_SWITCHES = (
     "eva.logits_to_metric",
     "eva.macro_accuracy",
     "eva.choose_on_reported",
+    "eva.shared_start",
 )
 # Sources differ on Midnight's runs of Camelyon16; these are its authors' own files.
 BAGS_MIDNIGHT: Settings = {**BAGS_EVA_V2, "schedule": "cosine"}

@@ -149,7 +149,7 @@ def paired_difference(
 def difference_of(
     first: Measure, second: Measure, draws: int = DRAWS, seed: int = 0, level: float = 0.95
 ) -> Difference:
-    """One measure minus another of the same metric on the same samples, both on the same resamples; p: `bootstrap_p`."""
+    """One measure minus another of the same metric on the same samples and resamples; p is `bootstrap_p`."""
     value = first.value - second.value
     groups = group_count(first.groups, len(first))
     if groups < 2:
@@ -172,6 +172,14 @@ def bootstrap_p(differences: Floats, groups: int) -> float:
         return np.nan
     tail = min(int((known <= 0).sum()), int((known >= 0).sum()))
     return min(1.0, max(2.0 * (tail + 1) / (len(known) + 1), 2.0 ** (1 - groups)))
+
+
+def is_shown(low: float, high: float, p: float | None = None) -> bool:
+    """Whether a difference is shown: its 95 % interval leaves out 0, and its p, where it has one, is at most .05.
+
+    The interval alone does not do: over few groups it is too narrow, and p has a floor there (`bootstrap_p`).
+    """
+    return (low > 0 or high < 0) and not (p is not None and p > 0.05)
 
 
 def group_count(groups: npt.NDArray[Any] | None, samples: int) -> int:

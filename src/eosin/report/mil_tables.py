@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from eosin.evaluation.statistics import is_shown
 from eosin.marks import MARKS, leaves
 from eosin.report.mil_charts import BarGroup
 from eosin.report.mil_runs import MilRun, Row
@@ -129,7 +130,7 @@ def differences_section(runs: Sequence[MilRun]) -> Section:
             chance = "–" if not isinstance(p, int | float) else "< 0.001" if p < 0.001 else f"{p:.3f}"
             told: Child = ""
             if isinstance(low, int | float) and isinstance(high, int | float):
-                shown = "shown" if low > 0 or high < 0 else "no difference shown"
+                shown = "shown" if is_shown(low, high, p) else "no difference shown"
                 told = element("span", shown, class_="good" if shown == "shown" else "soft")
             limits = f"{fixed(low, True)} to {fixed(high, True)}"
             metric = str(pair.get("metric", ""))

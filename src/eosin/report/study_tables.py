@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from eosin.evaluation.statistics import is_shown
 from eosin.report.page import Child, Html, Section, element, joined, number, table
 from eosin.report.study_charts import named_arm
 
@@ -82,8 +83,9 @@ def table_section(told: dict[str, Any], arms: Sequence[str]) -> Section:
     head = ["arm", "runs", *(metric_title(name) for name in metrics)]
     how = (
         "Mean ± standard deviation over seeds, below it the 95 % t-interval of the mean over seeds: it says what other "
-        "seeds would give on the same data and the same test cases, and with three seeds it is wide. Probes: the task's "
-        "main score (balanced accuracy where there are classes) on frozen features. Random start (the untrained network) and colour only (six numbers of the tile) "
+        "seeds would give on the same data and the same test cases, and with three seeds it is wide. Probes: the main "
+        "score of the task (balanced accuracy where there are classes) on frozen features. Random start (the untrained "
+        "network) and colour only (six numbers of the tile) "
         "are single models; their brackets are 95 % bootstrap intervals over test cases."
     )
     body = [table(head, rows, numeric=range(1, len(head)))] if metrics else []
@@ -151,9 +153,11 @@ def _ends(row: Row) -> str:
 
 def _verdict(rows: Sequence[Row]) -> Html:
     ends = [(row["ci_low"], row["ci_high"]) for row in rows]
-    if ends and all(low is not None and low > 0 for low, _ in ends):
+    known = [(low, high) for low, high in ends if low is not None and high is not None]
+    shown = len(known) == len(rows) and all(is_shown(*e, row.get("p")) for e, row in zip(known, rows, strict=True))
+    if known and shown and all(low > 0 for low, _ in known):
         return element("b", "higher")
-    if ends and all(high is not None and high < 0 for _, high in ends):
+    if known and shown and all(high < 0 for _, high in known):
         return element("b", "lower")
     return element("span", "no difference shown", class_="soft")
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin import figures
+from eosin.evaluation.statistics import is_shown
 from eosin.marks import MARKS, leaves
 from eosin.report.page import Child, Html, Section, element, joined, number, picture, table
 
@@ -121,12 +122,12 @@ def _comparison_table(pairs: Results) -> Html:
         verdict: Html | str = ""
         if isinstance(low, int | float) and isinstance(high, int | float):
             a, b = str(pair.get("a")), str(pair.get("b"))
-            if low > 0:
-                verdict = element("span", f"{a} is better", class_="good")
-            elif high < 0:
-                verdict = element("span", f"{b} is better", class_="bad")
-            else:
+            if not is_shown(low, high, pair.get("p")):
                 verdict = element("span", "no difference shown", class_="soft")
+            elif low > 0:
+                verdict = element("span", f"{a} is better", class_="good")
+            else:
+                verdict = element("span", f"{b} is better", class_="bad")
         limits = f"{_fixed(low, sign=True)} to {_fixed(high, sign=True)}"
         p = pair.get("p")
         chance = "–" if not isinstance(p, int | float) else "< 0.001" if p < 0.001 else f"{p:.3f}"

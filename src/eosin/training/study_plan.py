@@ -152,9 +152,10 @@ def _check_probes(tasks: Sequence[Task], protocols: Sequence[Protocol]) -> None:
             raise DataError(f"probe {task.name}: {task.source} holds features; a study needs images")
         for protocol in protocols:
             try:
-                kind_of(task).check(task, protocol.of(task.kind))
+                own = protocol.of(task.kind)
             except DataError as error:
-                raise DataError(f"probe {task.name}: {error}; the study's `protocol` says how probes are judged") from error
+                raise DataError(f"probe {task.name}: {error} (`protocol` of the study)") from error
+            kind_of(task).check(task, own)
 
 
 def _tiles_of(recipe: Recipe, words: Words, plans: dict[str, TilesTold]) -> TilesTold:

@@ -164,8 +164,8 @@ def case_differences(
             if any(not np.array_equal(first.samples, other.samples) for other in (*ours, *theirs)):
                 raise DataError(f"{probe}: runs of the study were judged on different samples")
             protocol = find_protocols(probe.partition("/")[0])[0]
-            means = [_over_seeds([run.measure for run in of_arm]) for of_arm in (ours, theirs)]
-            found = difference_of(*means, draws=protocol.draws, seed=protocol.seed)
+            mine, other = (_over_seeds([run.measure for run in of_arm]) for of_arm in (ours, theirs))
+            found = difference_of(mine, other, protocol.draws, protocol.seed)
             rows.append(
                 {
                     "arm": arm,

@@ -140,6 +140,9 @@ def test_damaged_and_pickled_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"{name}.pt") as caught:
             read_embeddings(tmp_path / f"{name}.pt")
         assert "\n" not in str(caught.value)
+    (tmp_path / "junk.pt").write_bytes(b"junk\n")
+    with pytest.raises(DataError, match=r"junk\.pt as tensors: it is damaged, or was not written by torch\.save"):
+        read_embeddings(tmp_path / "junk.pt")
 
 
 def test_wrong_manifests_are_one_line(written: Path) -> None:

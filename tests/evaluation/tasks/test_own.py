@@ -111,9 +111,11 @@ def test_squares_out_of_an_image(tmp_path: Path) -> None:
         regions[2]
 
 
-def test_no_protocol_judges_masks_yet(masks: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="task m: no protocol judges segmentation yet"):
-        evaluate("colour", [f"m={masks}"], "knn", tmp_path / "out")
+def test_a_protocol_that_does_not_judge_masks_names_those_that_do(masks: Path, tmp_path: Path) -> None:
+    said = "task m: protocol knn does not judge segmentation tasks; these do: strict, eva-v2, midnight"
+    with pytest.raises(DataError, match=said):
+        evaluate("colour", [f"m={masks}"], "strict,knn", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_real_glands_and_nuclei(shared_data: Path, tmp_path: Path) -> None:

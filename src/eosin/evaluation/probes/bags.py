@@ -42,10 +42,10 @@ _KEPT_OF_A_TILE = 6
 class BagSettings:
     """How heads on bags are trained. `loss` auto: binary cross-entropy of one logit for two classes.
 
-    `hidden`, `attention`, `mlp`: widths of the head. `schedule` is stepped `per` step or epoch, over at most `steps`
-    steps (None: as many as `epochs` have). `monitor`: what checkpoints are chosen by; `cut`: how one logit becomes a
-    class. `patience`: epochs without a rise by more than `min_delta`; None: no early stopping. `stack_gb`: padded
-    bags of the runs that train together, GiB.
+    `hidden`, `attention`, `mlp`: widths of the head. `shared_start`: all runs have the same first weights. `schedule`
+    is stepped `per` step or epoch, over at most `steps` steps (None: as many as `epochs` have). `monitor`: what
+    checkpoints are chosen by; `cut`: how one logit becomes a class. `patience`: epochs without a rise by more than
+    `min_delta`; None: no early stopping. `stack_gb`: padded bags of the runs that train together, GiB.
     """
 
     hidden: int = 128
@@ -57,6 +57,7 @@ class BagSettings:
     epochs: int = 100
     steps: int | None = None
     runs: int = 20
+    shared_start: bool = False
     schedule: Schedule = "constant"
     per: Per = "epoch"
     loss: Literal["auto", "cross_entropy", "bce"] = "auto"
@@ -157,7 +158,7 @@ def new_head(width: int, classes: int, how: BagSettings, seed: int, fold: int, r
     outputs = how.outputs_for(classes)
     names = tuple(str(number) for number in range(outputs))
     task = SlideTask(_TASK, "classification", names) if outputs > 1 else SlideTask(_TASK, "regression")  # one logit
-    start = int(Words(seed, "abmil", "start", fold, run).integers(2**31))
+    start = int(Words(seed, "abmil", "start", fold, 0 if how.shared_start else run).integers(2**31))
     settings = {"hidden": how.hidden, "attention": how.attention, "mlp": how.mlp}
     return build_head("abmil", width, [task], seed=start, activation="none", dropout=0.0, **settings)
 

@@ -31,7 +31,7 @@ class LinearSettings:
     one logit for two classes, else cross-entropy.
 
     `schedule` is stepped `per` step or epoch. `standardise`: features by mean and sd of the training part. `init`:
-    first weights, torch.nn.Linear's uniform ones or zero. `monitor`:
+    first weights, torch.nn.Linear's uniform ones or zero; `shared_start`: the same for all runs. `monitor`:
     what settings or checkpoints are chosen by; `binary_monitor`: the same for two classes. `cut`: how one logit becomes
     a class. Of checkpoint "best" only: a look at the watched samples every `check_every` epochs; patience in looks, as
     a number, or as a share of the epochs there can be (rounded up); neither: no early stopping. `shots_of`: who draws
@@ -50,6 +50,7 @@ class LinearSettings:
     loss: Literal["auto", "cross_entropy", "bce"] = "auto"
     standardise: bool = False
     init: Literal["uniform", "zero"] = "uniform"
+    shared_start: bool = False
     checkpoint: Literal["best", "last"] = "last"
     monitor: Monitor = "balanced_accuracy"
     binary_monitor: Monitor | None = None
@@ -84,9 +85,8 @@ def new_heads(
     loss = how.loss_for(classes)
     outputs, width = (1 if loss == "bce" else classes), parts[0].x.shape[1]
     edge = 1.0 / math.sqrt(width) if how.init == "uniform" else 0.0
-    drawn = np.stack(
-        [Words(*_seeded(key), "init", n).between(-edge, edge, outputs, width + 1) for n in range(len(parts))]
-    )
+    streams = [0 if how.shared_start else n for n in range(len(parts))]
+    drawn = np.stack([Words(*_seeded(key), "init", n).between(-edge, edge, outputs, width + 1) for n in streams])
     initial = torch.from_numpy(drawn.astype(np.float32))[:, None].repeat(1, len(grid), 1, 1).to(device)
     xs: dict[int, Tensor] = {}
     targets: dict[int, Tensor] = {}

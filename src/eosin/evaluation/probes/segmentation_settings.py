@@ -9,11 +9,6 @@ from __future__ import annotations
 from eosin.evaluation.switches import Settings, Switch
 
 SWITCHES: dict[str, Switch] = {
-    "eva.shared_start": Switch(
-        "all runs of a decoder have the same first weights, so that their spread is that of the order of images alone",
-        {"shared_start": True},
-        {"shared_start": False},
-    ),
     "eva.before_norm": Switch(
         "decoders read the last block's tokens before the final norm", {"norm": False}, {"norm": True}
     ),
