@@ -5,15 +5,15 @@ python -m benchmarks.whole_slide.learning -o OUT [--a-class 64] [--seeds 3] [--t
 Slides are mosaics of 128 tiles (64 px, 0.5 µm/px) cut from painted tissue and shuffled over all slides. A positive
 slide of `whorl` has one tile whose pixels were put into another order, in rings; `stripe` is a second sign of the same
 kind, in bands, drawn independently, its label missing for 70 %. No pixel is added or lost, so colour cannot tell. A
-third of the slides is for testing. Arms, the same seconds of computation each:
+third of the slides is for testing. All arms of a seed start from one stage 1 (`start`: DINO on tiles) and go on with
 
-    frozen      stage 1 by DINO on tiles and regions alone (step 1 of the curriculum), then CLAM on its vectors
-    end-to-end  a shorter step 1, then the label whorl through all stages, DINO kept; then CLAM on stage 1's vectors
+    end-to-end  the label whorl through all stages, DINO kept (step 2 of the curriculum)
     two tasks   the same with both labels
-    no DINO     end-to-end, DINO dropped in step 2
+    no DINO     end-to-end, DINO dropped
+    frozen      DINO on tiles, as many seconds of steps as end-to-end took (DINO on regions teaches stage 1 nothing)
 
-Told for each arm: AUROC of whorl on the test slides by CLAM on stage 1's vectors (early exit) and, where there is one,
-by the pyramid's own head; differences to frozen with intervals over slides, the same resamples for both.
+Told for each: AUROC of whorl on the test slides by CLAM on stage 1's vectors (early exit) and, where there is one, by
+the pyramid's own head; differences to frozen with intervals over slides, the same resamples for both.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ COMMON = [
     "views.local_px=32",
     "step2.slides=2",
     "step2.tile_lr=3.0e-4",
-    "step2.tile_frozen_slides=32",
+    "step2.tile_frozen_slides=170",
+    "encoder.drop_path=0.1",
+    "pyramid.region.drop_path=0.1",
+    "pyramid.slide.drop_path=0.1",
     "step2.checkpoint_every=1000",
     "step2.save_slides=0",
     "labels.held_out=0.0",
@@ -70,11 +73,13 @@ COMMON = [
     "run.monitor_every=100%",
 ]
 CLAM = ["train.standardise=true", "train.lr=1e-3", "train.epochs=60", "head.k=2"]
+ALONE = ["step2.passes=0", "step1.regions.count=0"]
 ARMS = {
-    "frozen": ["step2.passes=0"],
+    "start": ALONE,
     "end-to-end": ["tasks=[{column: whorl}]"],
     "two tasks": ["tasks=[{column: whorl}, {column: stripe}]"],
     "no DINO": ["tasks=[{column: whorl}]", "step2.tile_weight=0.0", "step2.region_weight=0.0"],
+    "frozen": ALONE,  # last: as many steps as take as long as end-to-end
 }
 
 
@@ -192,14 +197,14 @@ def run_arm(out: Path, arm: str, seed: int, cohort: Path, steps: int, changes: l
         write_json(seconds, time.perf_counter() - began)
     model = export_run(out / "run", out / "model")
     embed_slides(model, [cohort], out / "tiles", workers=0)
-    if arm != "frozen":
+    if ARMS[arm] is not ALONE:
         embed_slides(model, [cohort], out / "slides", stage="slide")
     return float(json.loads(seconds.read_text()))
 
 
-def by_clam(out: Path, labels: Path, seed: int) -> Predicted:
+def by_clam(out: Path, labels: Path, seed: int, changes: list[str]) -> Predicted:
     """What CLAM on stage 1's vectors says of the test slides: mean over its four seeds."""
-    train_mil(out / "tiles", labels, out / "clam", head="clam-sb", protocol="exaone", tasks=["whorl"], changes=CLAM)
+    train_mil(out / "tiles", labels, out / "clam", head="clam-sb", protocol="exaone", tasks=["whorl"], changes=changes)
     runs = read_predictions(out / "clam", WHORL)
     mean = np.mean([run.predictions for run in runs], axis=0)
     return runs[0]._replace(seed=seed, fold=0, predictions=mean)
@@ -236,33 +241,35 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("whole-slide-learning"))
     parser.add_argument("--a-class", type=int, default=64, help="slides a class")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps1", type=int, default=300, help="optimiser steps of step 1 before slide labels")
+    parser.add_argument("--steps1", type=int, default=1000, help="optimiser steps of the stage 1 that arms start from")
     parser.add_argument("--passes", type=float, default=14, help="passes over the slides in step 2")
     parser.add_argument("--set", action="append", default=[], help="change a value of every arm's recipe")
     parser.add_argument("--tiny", action="store_true", help="six slides a class, a few steps: does it run?")
     words = parser.parse_args()
     if words.tiny:
-        words.a_class, words.seeds, words.steps1, words.passes = 6, 1, 2, 1
+        words.a_class, words.seeds, words.steps1, words.passes = 6, 1, 4, 1
     cohort = write_slides(words.out / f"slides-{words.a_class}", words.a_class)
     labels = mil_labels(cohort.parent)
     print(colour_alone(cohort, labels, words.out / "colour"), flush=True)
     said: dict[str, list[Predicted]] = {}
     for seed in range(words.seeds):
-        spent: dict[str, float] = {}
-        for arm in ("end-to-end", "two tasks", "no DINO", "frozen"):
-            out = words.out / f"{arm.replace(' ', '-')}-{seed}"
-            changes = [f"step2.passes={words.passes}", *words.set] if arm != "frozen" else words.set
-            steps = words.steps1
-            if arm == "frozen":  # as many steps as take as long as end-to-end's two steps of the curriculum
-                other = words.out / f"end-to-end-{seed}" / "run"
-                first, whole = seconds_of_steps(other, words.steps1), seconds_of_steps(other)
-                steps = round(words.steps1 * whole / first)
-            spent[arm] = run_arm(out, arm, seed, cohort, steps, changes)
-            clam = by_clam(out, labels, seed)
+        places = {arm: words.out / f"{arm.replace(' ', '-')}-{seed}" for arm in ARMS}
+        for arm, out in places.items():
+            changes, steps = list(words.set), words.steps1
+            if arm != "start":
+                changes.append(f"start={places['start'] / 'model'}")
+            if arm == "frozen":
+                took = [seconds_of_steps(places[other] / "run") for other in ("end-to-end", "start")]
+                steps = round(words.steps1 * took[0] / took[1])
+            elif arm != "start":
+                changes.append(f"step2.passes={words.passes}")
+                steps = 0
+            spent = run_arm(out, arm, seed, cohort, steps, changes)
+            clam = by_clam(out, labels, seed, [*CLAM, "train.epochs=2"] if words.tiny else CLAM)
             said.setdefault(f"{arm}, CLAM", []).append(clam)
-            if arm != "frozen":
+            if ARMS[arm] is not ALONE:
                 said.setdefault(f"{arm}, own head", []).append(by_head(out, clam, seed))
-            print(f"seed {seed} {arm}: {spent[arm]:.0f} s of training, {steps} steps of step 1", flush=True)
+            print(f"seed {seed} {arm}: {spent:.0f} s of training, {steps} steps of DINO alone", flush=True)
     tell(said)
 
 
@@ -273,9 +280,9 @@ def mil_labels(folder: Path) -> Path:
     return out
 
 
-def seconds_of_steps(run: Path, steps: int | None = None) -> float:
-    """Seconds that the first `steps` optimiser steps took (all without), from the logged pace."""
-    rows = [row for row in RunFolder(run).read_metrics() if "img_s" in row and (not steps or row["step"] <= steps)]
+def seconds_of_steps(run: Path) -> float:
+    """Seconds that the optimiser steps of a run took, from the logged pace."""
+    rows = [row for row in RunFolder(run).read_metrics() if "img_s" in row]
     begun = [0, *(row["tiles"] for row in rows)]
     return sum((row["tiles"] - before) / row["img_s"] for row, before in zip(rows, begun, strict=False))
 

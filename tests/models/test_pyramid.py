@@ -356,3 +356,15 @@ def test_a_region_with_another_number_of_tiles_is_refused() -> None:
     grid = region_grid([0, 0], [0, 1])
     with pytest.raises(DataError, match="a region of 2 tiles was read as uint8"):
         list(tile_chunks(grid, iter([np.zeros((3, 2, 2, 3), np.uint8)]), 4))
+
+
+def test_the_first_gradients_of_stage_3_are_not_those_of_its_cls_alone() -> None:
+    config = StageConfig(width=96, depth=1, heads=3, positions="rotary")
+    encoder = GridEncoder(96, config, SIDE, torch.Generator().manual_seed(0))
+    vectors = torch.from_numpy(Words(2, "regions").normal(8 * 40, 96)).float()
+    place = torch.arange(40).repeat(8)
+    seen = encoder(vectors, Grids((40,) * 8, place // 8, place % 8)).grids
+    logits = seen @ torch.from_numpy(0.02 * Words(2, "head").normal(96, 2)).float()
+    nn.functional.cross_entropy(logits, place[:8] % 2).backward()
+    size = {name: float(one.grad.norm()) for name, one in encoder.named_parameters() if one.grad is not None}
+    assert 0 < size["cls_token"] < 0.5 * sum(value**2 for value in size.values()) ** 0.5

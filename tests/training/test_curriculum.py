@@ -146,9 +146,12 @@ def test_columns_that_cannot_be_learned_are_one_line() -> None:
             tasks_of(*columns)
     with pytest.raises(DataError, match="msi: the slides that are learned from have one class only"):
         read_tasks(Path("c"), table(), [TaskValues(column="msi")], np.arange(24) >= 2)
-    with pytest.raises(DataError, match="a task cannot be called region"):
-        renamed = table().rename(columns={"msi": "region"})
-        read_tasks(Path("c"), renamed, [TaskValues(column="region")], np.ones(24, bool))
+    few = table().assign(os_event=lambda rows: (rows["os_time"] < 4).astype(float))
+    with pytest.raises(DataError, match="task os: of the slides that are learned from, 3 different event times cannot"):
+        read_tasks(Path("c"), few, [TaskValues(column="os")], np.ones(24, bool))
+    before = table().assign(os_time=-1.0)
+    with pytest.raises(DataError, match="os_time"):
+        read_tasks(Path("c"), before, [TaskValues(column="os")], np.ones(24, bool))
     with pytest.raises(DataError, match="needs columns msi_time and msi_event"):
         read_tasks(Path("c"), table(), [TaskValues(column="msi", kind="survival")], np.ones(24, bool))
 
@@ -157,6 +160,24 @@ def test_without_tasks_every_column_that_is_one_is_learned(capfd: pytest.Capture
     labels = read_tasks(Path("c"), table(), [], np.ones(24, bool))
     assert [task.name for task in labels.tasks] == ["msi", "grade", "age", "os"]
     assert "column same is not learned from" in capfd.readouterr().err
+
+
+def test_a_column_that_turns_out_to_be_no_task_stops_no_run_that_did_not_ask_for_it(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    rows = table().assign(os_event=np.arange(24) >= 12, age=lambda known: known["age"].where(known.index >= 12, 50.25))
+    labels = read_tasks(Path("c"), rows, [], np.arange(24) < 12)
+    assert [task.name for task in labels.tasks] == ["msi", "grade"]
+    told = capfd.readouterr().err
+    assert "task os: of the slides that are learned from, 0 different event times cannot" in told
+    assert "column age is not learned from: task age: all labels are 50.25" in told
+
+
+def test_none_is_a_class_as_for_eosin_mil() -> None:
+    rows = table().assign(invasion=["none", "low", "high", "NA"] * 6)
+    labels = read_tasks(Path("c"), rows, [TaskValues(column="invasion")], np.ones(24, bool))
+    assert set(labels.tasks[0].classes) == {"none", "low", "high"}
+    assert labels.known.sum() == 18
 
 
 def test_a_pass_sees_every_slide_once() -> None:
@@ -175,6 +196,14 @@ def test_balanced_sampling_shows_rare_classes_and_half_labelled_tasks() -> None:
     assert all(len(set(step)) == 3 for step in steps)
     share = np.mean([slide < 2 for step in steps for slide in step])
     assert share > 0.2  # 2 of 24 slides, a quarter of the draws before repeats in a step are drawn again
+
+
+def test_what_is_drawn_does_not_depend_on_labels_of_held_out_slides() -> None:
+    labels, numbers = tasks_of("age", learned=12), np.arange(12)
+    other = labels.take(np.arange(24))
+    other.values["age"] = np.where(np.arange(24) < 12, labels.values["age"], -99.0)
+    steps = [SlideOrder(numbers, found, 3, 5.0, "balanced", seed=1) for found in (labels, other)]
+    assert [steps[0].of_step(step) for step in range(20)] == [steps[1].of_step(step) for step in range(20)]
 
 
 def test_views_hold_a_tile_and_lie_inside() -> None:
@@ -266,6 +295,16 @@ def test_lora_learns_beside_fixed_weights_and_is_merged_exactly() -> None:
     assert set(merged(vit).state_dict()) == set(plain.state_dict())
 
 
+def test_lora_learns_in_the_precision_in_which_it_is_merged() -> None:
+    vit = ViT(EncoderConfig(width=16, depth=1, heads=2, patch=8, grid=2), torch.Generator().manual_seed(0))
+    add_lora(vit, rank=3, alpha=6.0, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        vit.blocks[0].attn.qkv.parametrizations.weight[0].up.normal_(generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        used = vit.blocks[0].attn.qkv.weight
+    assert torch.equal(used, merged(vit).blocks[0].attn.qkv.weight)
+
+
 def test_each_stage_has_its_rate(recipe: CurriculumRecipe) -> None:
     networks = CurriculumNetworks(recipe, tasks_of("msi").tasks)
     optimizer = curriculum_optimizer(recipe, networks)
@@ -279,11 +318,14 @@ def test_each_stage_has_its_rate(recipe: CurriculumRecipe) -> None:
     }
     for name, stage in wanted.items():
         assert {rate[id(p)] for p in stage.parameters() if p.requires_grad} == {name}
-    schedules = curriculum_schedules(recipe, 12)
+    schedules = curriculum_schedules(recipe, 12, 4)
     assert schedules.curriculum_step.tolist() == [1.0] * 2 + [2.0] * 10
     row = schedules.at(3)
     assert row["heads_lr"] > row["region_lr"] > row["encoder_lr"] > 0
     assert row["weight_decay"] == recipe.step2.weight_decay
+    # 4 slides of warm-up are one step of four slides, and four steps of one
+    rates = curriculum_schedules(recipe, 12, 1).heads_lr[2:6]
+    assert rates.tolist() == pytest.approx([recipe.step2.heads_lr * part / 4 for part in (1, 2, 3, 4)])
 
 
 def test_what_changes_no_result_changes_no_hash(recipe: CurriculumRecipe) -> None:

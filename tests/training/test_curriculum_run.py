@@ -10,20 +10,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
 
-from eosin.errors import DataError, EosinError, RecipeError
+from eosin.errors import DataError, EosinError, RecipeError, WeightsError
 from eosin.evaluation.mil import train_mil
 from eosin.features import export_model, load_model
 from eosin.features.embed import embed_slides
 from eosin.features.pyramid_file import load_pyramid
 from eosin.models import ViT
 from eosin.runs import RunFolder, read_lines
+from eosin.slides import Cohort
 from eosin.training import load_recipe, train
-from eosin.training.curriculum import partial
+from eosin.training.curriculum import curriculum_of, partial
+from eosin.training.curriculum.targets import parted, patients_of
 from eosin.training.export import export_run
 
 from .curriculum_cases import TINY, train_words, write_cohort
@@ -206,3 +209,96 @@ def test_runs_without_anything_to_learn_from_are_one_line(cohort: Path, tmp_path
     with pytest.raises(RecipeError, match="a curriculum learns from whole slides"):
         train("pyramid-quickstart", tmp_path / "run", tiles=[str(cohort.parent)], mpp=0.5, set=TINY)
     assert not (tmp_path / "run").exists()
+    run = go(cohort, tmp_path / "whole", "step2.passes=0", "run.steps=1")
+    with pytest.raises(WeightsError, match=r"is a run of a curriculum: `eosin export .*whole -o DIR`, and"):
+        go(cohort, tmp_path / "run", f"start={run.root}", "encoder=start")
+
+
+def other_cohort(cohort: Path, out: Path, slides: range, renamed: str = "grade") -> Path:
+    """Some slides of `cohort` indexed into `out`, the column `grade` under another name."""
+    labels = out.with_suffix(".csv")
+    labels.write_text((cohort.parent / "labels.csv").read_text().replace("grade", renamed))
+    files, scales = [cohort.parent / f"s{n}.png" for n in slides], cohort.parent / "mpp.csv"
+    rows = labels.read_text().splitlines()
+    labels.write_text("\n".join([rows[0], *(rows[n + 1] for n in slides)]) + "\n")
+    Cohort.index(files, out, metadata=labels, mpp_csv=scales, workers=0)
+    return out
+
+
+def test_a_patient_held_out_in_one_cohort_is_held_out_in_all(cohort: Path, tmp_path: Path) -> None:
+    both = [Cohort.read(cohort), Cohort.read(other_cohort(cohort, tmp_path / "some.parquet", range(4, 10)))]
+
+    def parts(cohorts: list[Cohort], seed: int) -> tuple[set[str], set[str]]:
+        found = parted(cohorts, 0.3, seed)
+        learned = {name for part, _ in found for name in patients_of(part.usable)}
+        return learned, {name for _, part in found if part is not None for name in patients_of(part.usable)}
+
+    apart = False
+    for seed in range(10):
+        learned, held = parts(both, seed)
+        assert learned.isdisjoint(held)
+        assert learned | held == {f"p{n}" for n in range(10)}
+        each = [parts([one], seed) for one in both]
+        assert all(len(out) == round(0.3 * len(inside | out)) for inside, out in each)
+        apart |= bool((each[0][0] | each[1][0]) & (each[0][1] | each[1][1]))
+    assert apart  # each cohort by itself would have parted them in another way
+
+
+def test_a_choice_of_held_out_slides_is_watched_not_the_first_ones(cohort: Path) -> None:
+    seen = set()
+    for seed in range(6):
+        changes = [*TINY, "labels.held_out=0.5", "labels.watch_slides=2", f"run.seed={seed}"]
+        method = curriculum_of(load_recipe("pyramid-quickstart", changes)[0], [Cohort.read(cohort)])
+        held = [int(slide) for slide in np.flatnonzero(~method.learned)]
+        assert set(method.watched) < set(held)
+        assert "task grade (classification): 5 slides" in method.told[1]
+        seen.add(tuple(held.index(slide) for slide in method.watched))
+    assert len(seen) > 1
+
+
+def test_a_task_may_be_called_region_and_few_slides_are_counted_as_they_are(cohort: Path, tmp_path: Path) -> None:
+    named = other_cohort(cohort, tmp_path / "named.parquet", range(10), "region")
+    # All 8 slides that are learned from are in each step, so 9 slides of standing still are two steps.
+    changes = ["tasks=[{column: region}]", "step2.slides=32", "step2.tile_frozen_slides=9", "step2.passes=3"]
+    run = go(named, tmp_path / "run", *changes, "run.steps=0", "run.keep_last=9", "step2.tile_weight=0.0")
+    rows = [row for row in run.read_metrics() if "loss" in row]
+    assert all(row["loss"] == pytest.approx(row["loss/task/region"] + row["loss/region"], rel=1e-6) for row in rows)
+    assert all(min(row["loss/task/region"], row["loss/region"]) > 0.1 for row in rows)
+    start, first, second, third = (tensors(run, step) for step in (0, 1, 2, 3))
+    stage1 = [name for name in start if name.startswith("networks.student.pyramid.tile") and "qkv.weight" in name]
+    assert all(torch.equal(start[name], first[name]) and torch.equal(start[name], second[name]) for name in stage1)
+    assert not any(torch.equal(second[name], third[name]) for name in stage1)
+
+
+def test_an_export_tells_what_its_start_had_learned(cohort: Path, tmp_path: Path) -> None:
+    one = go(cohort, tmp_path / "one", *FROM_SLIDES[:1], "tasks=[{column: msi}]")
+    first = export_run(one.root, tmp_path / "first")
+    config = json.loads((first / "config.json").read_text())
+    config["eosin"]["start_licence"] = "CC-BY-NC 4.0 (somebody's)"
+    (first / "config.json").write_text(json.dumps(config))
+    few = other_cohort(cohort, tmp_path / "few.parquet", range(4))
+    two = go(few, tmp_path / "two", *FROM_SLIDES[:1], "tasks=[{column: age}]", f"start={first}", "labels.held_out=0")
+    told = json.loads((export_run(two.root, tmp_path / "second") / "config.json").read_text())["eosin"]
+    assert told["training"]["tasks"] == ["age", "msi"]
+    assert set(told["training"]["patients"]) == {*one.read_identity()["patients"], "p0", "p1", "p2", "p3"}
+    assert told["start_licence"] == "CC-BY-NC 4.0 (somebody's)"
+    assert "msi (what it started from)" in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_slides_that_were_embedded_are_not_embedded_again_for_one_that_failed(cohort: Path, tmp_path: Path) -> None:
+    run = go(cohort, tmp_path / "run", "step2.passes=0", "run.steps=1")
+    model = export_run(run.root, tmp_path / "model")
+    some = other_cohort(cohort, tmp_path / "some.parquet", range(3))
+    bad = Cohort.read(some).usable["path"][1]
+    kept = Path(bad).read_bytes()
+    Path(bad).write_bytes(b"no picture")
+    try:
+        first = embed_slides(model, [some], tmp_path / "out", stage="slide")
+    finally:
+        Path(bad).write_bytes(kept)
+    assert (first.slides, list(first.failures)) == (2, ["s1"])
+    assert "s1" in (tmp_path / "out" / "failures.csv").read_text()
+    again = embed_slides(model, [some], tmp_path / "out", stage="slide")
+    assert (again.slides, again.finished, again.failures) == (1, 2, {})
+    assert pq.read_table(tmp_path / "out" / "slides.parquet")["slide"].to_pylist() == ["s0", "s1", "s2"]
+    assert not list((tmp_path / "out").glob(".*-parts"))

@@ -69,7 +69,7 @@ def run(rank: int, out: Path) -> None:
             region_loss=RegionTerm(network),
             modules=[head],
         )
-        terms = [value for one in result.slides for task, value in one.losses.items() if task != "region"]
+        terms = [value for one in result.slides for value in one.losses.values()]
         save_file(
             {"loss": sum(terms, torch.zeros(1, dtype=torch.float64))}, out / f"{spread}-{name}-{strategy}-{rank}.loss"
         )

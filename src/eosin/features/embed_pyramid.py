@@ -86,7 +86,8 @@ def embed_stage(
     told = _told(made, str(model), cohort, stage, key)
     _write_table(out / f"{stage}s.parquet", done, told)
     write_json(out / f"{stage}s.json", told)
-    shutil.rmtree(parts, ignore_errors=True)
+    if not run.failures:  # else they spare the others when the same command runs again
+        shutil.rmtree(parts, ignore_errors=True)
     say(run.told)
     return run
 

@@ -122,11 +122,17 @@ def read_embeddings(path: PathLike) -> Floats:
         found = torch.cat([part.detach().reshape(-1, part.shape[-1]) for part in parts]).float().numpy()
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, AttributeError, KeyError) as error:
         raise DataError(
-            f"cannot read {path} as tensors: {str(error).splitlines()[0] if str(error) else error}"
+            # torch's unpickler says of a text file no more than the byte that it stumbled over.
+            f"cannot read {path} as tensors: {_first_line(error)}"
         ) from error
     if not found.size or not np.isfinite(found).all():
         raise DataError(f"{path} holds NaN or infinite values" if found.size else f"{path} holds no values")
     return found
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).splitlines()[0] if str(error) else ""
+    return line if " " in line else "it is damaged, or was not written by torch.save"
 
 
 def read_vectors(manifest: Manifest) -> Floats:

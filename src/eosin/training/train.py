@@ -73,13 +73,14 @@ def tile_plan(
         raise CohortError("--where chooses slides of a --cohort; there is none")
     sources: list[Source] = []
     weights: list[float] = []
-    for loaded, weight in read_cohorts(cohort, where):
-        if is_curriculum(recipe):
-            from eosin.training.curriculum import learned_part
+    read = read_cohorts(cohort, where)
+    loaded = [one for one, _ in read]
+    if is_curriculum(recipe) and loaded:
+        from eosin.training.curriculum import learned_parts
 
-            loaded = learned_part(recipe, loaded)
-        sources.append(SlideSource(loaded, recipe.tiles, recipe.run.seed))
-        weights.append(weight)
+        loaded = learned_parts(recipe, loaded)
+    sources += [SlideSource(one, recipe.tiles, recipe.run.seed) for one in loaded]
+    weights += [weight for _, weight in read]
     for entry in tiles:
         path, weight = _weighted(entry)
         sources.append(FolderSource(path, float(mpp or 0), recipe.tiles))

@@ -11,13 +11,13 @@ from eosin.training.curriculum.run import Curriculum
 from eosin.training.curriculum.targets import parted
 from eosin.training.recipe import Recipe
 
-__all__ = ["Curriculum", "CurriculumRecipe", "curriculum_of", "learned_part"]
+__all__ = ["Curriculum", "CurriculumRecipe", "curriculum_of", "learned_parts"]
 
 
-def learned_part(recipe: Recipe, cohort: Cohort) -> Cohort:
-    """The slides of a cohort that a curriculum learns from: those of all patients who are not held out."""
+def learned_parts(recipe: Recipe, cohorts: Sequence[Cohort]) -> list[Cohort]:
+    """The slides of each cohort that a curriculum learns from: those of all patients who are not held out."""
     assert isinstance(recipe, CurriculumRecipe)
-    return parted(cohort, recipe.labels.held_out, recipe.run.seed)[0]
+    return [part for part, _ in parted(cohorts, recipe.labels.held_out, recipe.run.seed)]
 
 
 def curriculum_of(recipe: Recipe, cohorts: Sequence[Cohort]) -> Curriculum:
@@ -25,5 +25,5 @@ def curriculum_of(recipe: Recipe, cohorts: Sequence[Cohort]) -> Curriculum:
     assert isinstance(recipe, CurriculumRecipe)
     if not cohorts:
         raise RecipeError("a curriculum learns from whole slides: give them with --cohort FILE (from `eosin index`)")
-    parts = [parted(cohort, recipe.labels.held_out, recipe.run.seed) for cohort in cohorts]
+    parts = parted(cohorts, recipe.labels.held_out, recipe.run.seed)
     return Curriculum(recipe, [part for part, _ in parts], [held for _, held in parts if held is not None])

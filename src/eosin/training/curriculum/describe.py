@@ -33,7 +33,7 @@ def curriculum_lines(recipe: CurriculumRecipe, cohorts: Sequence[Cohort]) -> lis
     if method.order is not None:
         size = f"{method.order.a_step} slides, {recipe.run.batch} tiles, {two.regions.count} regions"
         lines.append(("step 2", f"{method.order.steps:,} x ({size})"))
-    lines += [("", line) for line in method.labels.told]
+    lines += [("", line) for line in method.told]
     return [*lines, *_about_slides(recipe, method)]
 
 

@@ -20,11 +20,11 @@ from eosin.features.pyramid_file import write_pyramid
 from eosin.files import atomic_folder, write_text
 from eosin.models.exported import CONFIG_FILE, read_export
 from eosin.models.slide_task import SlideTask
-from eosin.models.zoo import licence_of
 from eosin.training.checkpoint import load_networks
 from eosin.training.curriculum.lora import merged
 from eosin.training.curriculum.networks import CurriculumNetworks
 from eosin.training.curriculum.recipe import CurriculumRecipe
+from eosin.training.curriculum.start import joined
 from eosin.training.prepare import open_run
 
 
@@ -81,19 +81,19 @@ def export_pyramid(run: str | os.PathLike[str], out: str | os.PathLike[str], *, 
 
 
 def _info(recipe: CurriculumRecipe, identity: dict[str, Any], step: int) -> dict[str, Any]:
-    licence = "none needed: trained from random weights" if recipe.start == "random" else licence_of(recipe.start)
+    before = identity.get("start_seen", {})
+    licence = "none needed: trained from random weights" if recipe.start == "random" else before.get("licence")
     learned_labels = step > recipe.run.steps
+    own_tasks = identity.get("tasks", []) if learned_labels else []
+    own = {"tasks": own_tasks, "patients": identity["patients"], "slides": identity.get("slides") or []}
+    seen = joined(before, own)
     info = {
         "name": recipe.name,
         "recipe": recipe.name,
         "recipe_hash": identity["recipe_hash"],
         "cohort_hash": " ".join(identity["cohort_hash"]),
         "data": "; ".join(identity["data"]),
-        "training": {
-            "tasks": identity.get("tasks", []) if learned_labels else [],
-            "patients": identity["patients"],
-            "slides": identity.get("slides") or [],
-        },
+        "training": {name: seen[name] for name in ("tasks", "patients", "slides")},
         "mpp": recipe.pyramid.mpp,
         "steps": step,
         "tiles": step * recipe.run.batch,
@@ -165,8 +165,9 @@ def _card(
     block: dict[str, Any],
     pyramid: Any,
 ) -> str:
-    learned = block["training"]["tasks"]
     told = [f"{task.name} ({task.kind}{': ' + ', '.join(task.classes) if task.classes else ''})" for task in tasks]
+    before = [f"{name} (what it started from)" for name in identity.get("start_seen", {}).get("tasks", [])]
+    learned = [*(told if block["steps"] > recipe.run.steps else []), *before]
     return _CARD.format(
         name=name,
         version=__version__,
@@ -182,8 +183,8 @@ def _card(
         first=min(recipe.run.steps, block["steps"]),
         start=recipe.start,
         data="; ".join(identity["data"]),
-        tasks="; ".join(told) if learned else "nothing",
-        patients=len(identity["patients"]),
+        tasks="; ".join(learned) or "nothing",
+        patients=len(block["training"]["patients"]),
         held=len(identity.get("held_out", [])),
         mean=list(recipe.views.mean),
         std=list(recipe.views.std),

@@ -5,6 +5,8 @@ The sum is formed before it is used, so what an export holds (`merged`) is, bit 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -23,8 +25,9 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(out, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """[out, in] -> [out, in]."""
-        return weight + self.scale * (self.up @ self.down)
+        """[out, in] -> [out, in], in the precision of the weights: autocast would round the product, the export not."""
+        with torch.autocast(weight.device.type, enabled=False) if weight.device.type != "meta" else nullcontext():
+            return weight + self.scale * (self.up @ self.down)
 
 
 def add_lora(vit: ViT, rank: int, alpha: float, generator: torch.Generator | None = None) -> None:

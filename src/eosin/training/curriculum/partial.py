@@ -43,7 +43,8 @@ class PartialFile:
 
     def __init__(self, run: RunFolder, identity: str) -> None:
         here = World.here()
-        self.path: Path = run.checkpoints / f"slides-rank{here.rank}.safetensors"
+        self._folder: Path = run.checkpoints
+        self.path: Path = self._folder / f"slides-rank{here.rank}.safetensors"
         self._identity = f"{identity} {here.size}"
 
     def write(self, partial: Partial, module: nn.Module) -> None:
@@ -83,8 +84,9 @@ class PartialFile:
         return Partial(step, told["done"], told["rows"], sums, told["losses"])
 
     def drop(self) -> None:
-        """Remove the file."""
-        self.path.unlink(missing_ok=True)
+        """Remove the files of all processes, also of an earlier start that had more of them."""
+        for path in self._folder.glob("slides-rank*.safetensors"):
+            path.unlink(missing_ok=True)
 
 
 def zero_gradients(module: nn.Module) -> None:

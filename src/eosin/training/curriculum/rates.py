@@ -25,9 +25,12 @@ class CurriculumSchedules(Schedules):
     curriculum_step: FloatArray
 
 
-def curriculum_schedules(recipe: CurriculumRecipe, steps: int) -> CurriculumSchedules:
-    """Schedules of a run of `steps` optimiser steps, of which `recipe.run.steps` are step 1."""
-    first, one, two = recipe.run.steps, _of_step1(recipe), _of_step2(recipe, steps - recipe.run.steps)
+def curriculum_schedules(recipe: CurriculumRecipe, steps: int, a_step: int) -> CurriculumSchedules:
+    """Schedules of a run of `steps` optimiser steps, of which `recipe.run.steps` are step 1.
+
+    a_step: slides that a step of step 2 has (`SlideOrder.a_step`: fewer than the recipe's where there are fewer).
+    """
+    first, one, two = recipe.run.steps, _of_step1(recipe), _of_step2(recipe, steps - recipe.run.steps, a_step)
     names = [field.name for field in fields(CurriculumSchedules)]
     joined = {name: np.concatenate([one[name], two[name]]) for name in names if name != "curriculum_step"}
     return CurriculumSchedules(**joined, curriculum_step=np.where(np.arange(steps) < first, 1.0, 2.0))
@@ -39,9 +42,9 @@ def _of_step1(recipe: CurriculumRecipe) -> dict[str, FloatArray]:
     return {**rows, "region_lr": rows["encoder_lr"], "slide_lr": rows["lr"], "heads_lr": rows["lr"]}
 
 
-def _of_step2(recipe: CurriculumRecipe, steps: int) -> dict[str, FloatArray]:
+def _of_step2(recipe: CurriculumRecipe, steps: int, a_step: int) -> dict[str, FloatArray]:
     two = recipe.step2
-    warm = -(-two.warmup_slides // two.slides)
+    warm = -(-two.warmup_slides // a_step)
     tile, region, slide, heads = (
         cosine(rate, min(two.min_lr, rate), steps, warm, rate / max(warm, 1))  # a slide is too dear for a rate of 0
         for rate in (two.tile_lr, two.region_lr, two.slide_lr, two.heads_lr)

@@ -20,6 +20,7 @@ from eosin.optim import Schedules
 from eosin.optim.schedules import step_count
 from eosin.progress import progress_bar, say
 from eosin.provenance import hash_of
+from eosin.randomness import Words
 from eosin.runs import append_line, read_lines, rewrite_lines
 from eosin.slides import Cohort
 from eosin.tiles import TileBatch
@@ -30,7 +31,7 @@ from eosin.training.curriculum.rates import curriculum_optimizer, curriculum_sch
 from eosin.training.curriculum.recipe import CurriculumRecipe
 from eosin.training.curriculum.scores import task_scores
 from eosin.training.curriculum.slides import CurriculumSlides, SlideOrder
-from eosin.training.curriculum.start import start_stage1
+from eosin.training.curriculum.start import seen_before, start_stage1
 from eosin.training.curriculum.step import Learning, curriculum_step
 from eosin.training.curriculum.targets import SlideLabels, read_tasks
 from eosin.training.method import Method, Stopping
@@ -71,7 +72,14 @@ class Curriculum(Method):
         two = recipe.step2
         self.order = SlideOrder(numbers, self.labels, two.slides, two.passes, two.sampling, recipe.run.seed)
         held = [int(n) for n in np.flatnonzero(known & ~self.learned) if len(self.slides.grid(int(n)))]
-        self.watched = held[: recipe.labels.watch_slides]
+        # Cohort files are often sorted by class or site, so the first ones would be a poor choice.
+        order = Words(recipe.run.seed, "watched slides").permutations(len(held))[: recipe.labels.watch_slides]
+        self.watched = sorted(held[int(place)] for place in order)
+
+    @property
+    def told(self) -> list[str]:
+        """A line a task, of the slides that are learned from."""
+        return self.labels.take(np.flatnonzero(self.learned)).told
 
     def check(self, recipe: Recipe, processes: int) -> None:
         """See Method."""
@@ -80,10 +88,11 @@ class Curriculum(Method):
     def identity(self, recipe: Recipe) -> dict[str, Any]:
         """See Method."""
         patients = sorted({self.slides.patients[row] for row in np.flatnonzero(self.learned)})
+        before = {"start_seen": seen_before(recipe.start)}
         if not self.labels.tasks:
-            return {"tasks": [], "patients": patients}
+            return {"tasks": [], "patients": patients, **before}
         held = sorted({self.slides.patients[row] for row in np.flatnonzero(~self.learned)})
-        return {
+        return before | {
             "labels_hash": hash_of([self.labels.hash, self.slides.names, held]),
             "patients": patients,
             "tasks": [task.name for task in self.labels.tasks],
@@ -128,7 +137,7 @@ class Curriculum(Method):
     def schedules(self, recipe: Recipe, steps: int) -> Schedules:
         """See Method."""
         assert isinstance(recipe, CurriculumRecipe)
-        return curriculum_schedules(recipe, steps)
+        return curriculum_schedules(recipe, steps, self.order.a_step if self.order else recipe.step2.slides)
 
     def begin(self, run: Run) -> None:
         """See Method."""
@@ -145,7 +154,8 @@ class Curriculum(Method):
             self.small,
             self.labels,
             self.order,
-            PartialFile(run.folder, hash_of([told.get(name) for name in names])),
+            # What is spread decides which slides of a step a process has: gradients of others are of no use to it.
+            PartialFile(run.folder, hash_of([self.recipe.whole_slide.spread, *(told.get(name) for name in names)])),
         )
         self.path = run.folder.root / SLIDES_FILE
         self.outputs: dict[int, dict[str, list[float]]] = {}
@@ -158,14 +168,15 @@ class Curriculum(Method):
     def _say(self, run: Run) -> None:
         one, total = self.recipe.run.steps, run.schedules.steps
         say(f"step 1: {one} optimiser steps; step 2: {total - one}, of {self.order.a_step if self.order else 0} slides")
-        for line in self.labels.told:
+        for line in self.told:
             say(line)
         if held := int((~self.learned).sum()):
             say(f"held out: {held} slides, {len(self.watched)} of them are watched")
 
     def end(self, run: Run) -> None:
         """See Method."""
-        self.learning.file.drop()
+        if run.parallel.world.is_first:
+            self.learning.file.drop()
 
     def step(self, run: Run, tiles: TileBatch, values: dict[str, float], stopping: Stopping) -> dict[str, Tensor]:
         """See Method."""

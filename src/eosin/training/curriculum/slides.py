@@ -5,6 +5,7 @@ Everything drawn here is a function of the seed and the step. Learns nothing and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -44,7 +45,7 @@ class CurriculumSlides:
         self.table: pd.DataFrame = pd.concat([cohort.usable for cohort in cohorts], ignore_index=True)
         self._places = [(part, row) for part, cohort in enumerate(cohorts) for row in range(len(cohort))]
         ids = [str(name) for name in self.table["slide_id"]]
-        twice = {name for name in ids if ids.count(name) > 1} if len(set(ids)) < len(ids) else set()
+        twice = {name for name, times in Counter(ids).items() if times > 1}
         self.names = [
             f"{part + 1}/{name}" if name in twice else name for (part, _), name in zip(self._places, ids, strict=True)
         ]
@@ -137,9 +138,10 @@ class SlideOrder:
         self.a_step = min(a_step, len(numbers))
         self.a_pass = -(-len(numbers) // self.a_step)
         self.steps = int(np.ceil(passes * self.a_pass))
+        chosen = labels.take(numbers)
         self._members = [
             [np.flatnonzero(strata == stratum) for stratum in np.unique(strata[strata >= 0])]
-            for strata in (labels.strata(task)[numbers] for task in labels.tasks)
+            for strata in (chosen.strata(task) for task in labels.tasks)
         ]
         self._members = [strata for strata in self._members if strata]
 

@@ -98,7 +98,7 @@ def work_of(learning: Learning, step: int) -> Work:
     tasks, weights = learning.labels.tasks, learning.labels.weights
     divisor = label_weight(tasks, [learning.labels.targets(slide) for slide in chosen], weights)
     objective = SlideObjective(tasks, divisor, weights, two.slide_weight) if two.slide_weight else None
-    pyramid, seen = learning.networks.student.pyramid, place * two.slides
+    pyramid, seen = learning.networks.student.pyramid, place * learning.order.a_step
     still = [pyramid.tile] if seen < two.tile_frozen_slides else []
     still += [pyramid.region] if seen < two.region_frozen_slides else []
     weights_of_dino = (two.tile_weight, two.region_weight)
@@ -174,17 +174,19 @@ def learn_slides(learning: Learning, work: Work, region_dino: RegionDino, stoppi
             result = learn_slide(learning, work, slide, region_dino)
             take(partial, learning, work, slide, result)
             if work.objective is not None and every and partial.done % every == 0 and partial.done < len(mine):
-                save(learning, partial, region_dino)
+                if spread_slides:
+                    save(learning, partial, region_dino)
+                else:
+                    world.agree(lambda: save(learning, partial, region_dino))
         return False
 
     stopped = world.agree(go_on) if spread_slides else go_on()
-    if world.any(stopped):
-        if every:
-            save(learning, partial, region_dino)
+    stopped = world.any(stopped)
+    if every and (stopped or work.objective is not None):  # what one process cannot write stops all
+        world.agree(lambda: save(learning, partial, region_dino) if stopped or partial.done else None)
+    if stopped:
         zero_gradients(networks.student)
         raise StoppedWithinStep
-    if work.objective is not None and every and partial.done:
-        save(learning, partial, region_dino)
     return partial
 
 
@@ -225,12 +227,10 @@ def take(partial: Partial, learning: Learning, work: Work, slide: int, result: S
     partial.done += 1
     # Where regions are shared out, every process has the whole slide's losses, but its own regions' alone.
     share = 1.0 if learning.settings.spread == "slides" else 1.0 / learning.parallel.world.size
-    tasks = {task.name for task in learning.labels.tasks} if work.objective is not None else set()
     for name, value in as_float(result.losses).items():
-        if name in tasks:
-            partial.losses[f"loss/task/{name}"] += share * value
-        else:
-            partial.losses["loss/region"] += value
+        partial.losses[f"loss/task/{name}"] += share * value
+    if result.region_loss is not None:
+        partial.losses["loss/region"] += float(result.region_loss.double())
     attention = as_float(result.attention)
     for name, value in attention.items():
         partial.losses[name] += share * value / len(work.slides)

@@ -28,8 +28,8 @@ from eosin.slides import Cohort
 from eosin.slides.cohort import COLUMNS
 from eosin.training.curriculum.config import TaskValues
 
-EMPTY = ("", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none")
-"""What a cell without a label says (`none` is what a missing text becomes)."""
+EMPTY = ("", "na", "n/a", "#n/a", "<na>", "nan", "null")
+"""What a cell without a label says, as in a label table; `none` is a class there, such as that of an invasion."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,18 +124,20 @@ def read_tasks(
             raise DataError(f"{path} has no column {one.column} to learn from; it has {', '.join(names) or 'none'}")
         try:
             labels = _read(words, one, learned)
+            kept = labels.take(np.flatnonzero(learned))
+            task = _task(kept)
+            centre = _centre(kept) if labels.kind == "regression" else None
         except DataError as error:
             if wanted:
                 raise
             say(f"column {one.column} is not learned from: {error}")
             continue
-        kept = labels.take(np.flatnonzero(learned))
-        tasks.append(_task(kept))
+        tasks.append(task)
         found.values[one.column] = labels.values
         if one.weight is not None:
             found.weights[one.column] = one.weight
-        if labels.kind == "regression":
-            found.centre[one.column] = _centre(kept)
+        if centre is not None:
+            found.centre[one.column] = centre
     if not tasks:
         raise DataError(f"{path}: none of its columns {', '.join(names)} is a task")
     return replace(found, tasks=tuple(tasks))
@@ -143,8 +145,6 @@ def read_tasks(
 
 def _read(words: LabelFile, one: TaskValues, learned: npt.NDArray[np.bool_]) -> TaskLabels:
     """One column. Raises DataError where the slides that are learned from have no label, or one class only."""
-    if one.column == "region":
-        raise DataError("a task cannot be called region, the name of another term of the loss; rename the column")
     column = words.columns.get(one.column)
     if column is not None and not any(column):
         raise DataError(f"task {one.column}: no slide of {words.path} has a label")
@@ -175,7 +175,11 @@ def _word(cell: object) -> str:
 
 def _task(labels: TaskLabels) -> SlideTask:
     if labels.kind == "survival":
-        return SlideTask(labels.name, "survival", cuts=hazard_cuts(labels.values[:, 0], labels.values[:, 1]))
+        try:
+            cuts = hazard_cuts(labels.values[:, 0], labels.values[:, 1])
+        except DataError as error:
+            raise DataError(f"task {labels.name}: of the slides that are learned from, {error}") from error
+        return SlideTask(labels.name, "survival", cuts=cuts)
     return SlideTask(labels.name, labels.kind, labels.classes)
 
 
@@ -192,20 +196,26 @@ def patients_of(table: pd.DataFrame) -> list[str]:
     return [str(name) for name in table["patient"].where(known, table["slide_id"])]
 
 
-def parted(cohort: Cohort, share: float, seed: int) -> tuple[Cohort, Cohort | None]:
-    """Slides to learn from, and those of the `share` of patients that are held out; the same for the same seed.
+def parted(cohorts: Sequence[Cohort], share: float, seed: int) -> list[tuple[Cohort, Cohort | None]]:
+    """Of each cohort, the slides to learn from and those of the patients who are held out; the same for the same seed.
 
-    Raises CohortError where that leaves nobody to learn from.
+    `share` of the patients of each cohort are held out, and who is held out in one is so in all: a patient may have
+    slides in several. Raises CohortError where that leaves nobody of a cohort to learn from.
     """
-    if share == 0:
-        return cohort, None
-    patients = patients_of(cohort.usable)
-    ranked = sorted(set(patients), key=lambda name: float(Words(seed, "held out", name).uniform()))
-    held = set(ranked[: round(share * len(ranked))])
-    if not held:
-        return cohort, None
-    if len(held) == len(ranked):
-        raise CohortError(f"{cohort.path}: labels.held_out {share} leaves none of {len(ranked)} patients to learn from")
-    slides = cohort.usable["slide_id"].astype(str)
-    inside = [slide for slide, patient in zip(slides, patients, strict=True) if patient in held]
-    return cohort.where(f"slide_id not in {inside!r}"), cohort.where(f"slide_id in {inside!r}")
+    patients = [patients_of(cohort.usable) for cohort in cohorts]
+    held: set[str] = set()
+    for names in patients:
+        ranked = sorted(set(names), key=lambda name: float(Words(seed, "held out", name).uniform()))
+        held |= set(ranked[: round(share * len(ranked))])
+    parts: list[tuple[Cohort, Cohort | None]] = []
+    for cohort, names in zip(cohorts, patients, strict=True):
+        slides = cohort.usable["slide_id"].astype(str)
+        inside = [slide for slide, patient in zip(slides, names, strict=True) if patient in held]
+        if len(inside) == len(names):
+            none_left = f"labels.held_out {share} leaves none of {len(set(names))} patients to learn from"
+            raise CohortError(f"{cohort.path}: {none_left}")
+        if inside:
+            parts.append((cohort.where(f"slide_id not in {inside!r}"), cohort.where(f"slide_id in {inside!r}")))
+        else:
+            parts.append((cohort, None))
+    return parts

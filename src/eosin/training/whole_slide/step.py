@@ -11,7 +11,7 @@ of the whole, to rounding. N tiles, R regions, d1, d2, d3 widths of the stages.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -42,11 +42,13 @@ class SlideResult:
     tiles: int
     regions: int
     losses: dict[str, Tensor] = field(default_factory=dict)
-    """task -> 0-d, and "region" where there is a region loss (of this process's regions)."""
+    """task -> 0-d."""
     outputs: dict[str, Tensor] = field(default_factory=dict)
     """task -> logits [1, k], for metrics while training."""
     attention: dict[str, Tensor] = field(default_factory=dict)
     """attention/tiles_entropy, _max_times_n, attention/regions_…: 0-d (`attention_spread`)."""
+    region_loss: Tensor | None = None
+    """0-d, of this process's regions; none where no region of the slide is wanted."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def accumulate_slide(
     # (d) and (e): back through stages 2 and 1.
     term = together(partial(passes.backward, slopes) if passes is not None else lambda: None)
     if passes is not None and passes.wanted:
-        result.losses["region"] = term
+        result = replace(result, region_loss=term)
     return result
 
 
