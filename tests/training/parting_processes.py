@@ -71,7 +71,10 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "none": {"patch": (f"{LOOP}._tiles", other_tiles(no_tile))},
     "signal": {"patch": (f"{LOOP}._tiles", other_tiles(lambda: os.kill(os.getpid(), signal.SIGTERM)))},
-    "watch": {"set": ["run.monitor_every=3"], "patch": ("eosin.training.method.pretrain_step", signal_at_the_end_of_a_step)},
+    "watch": {
+        "set": ["run.monitor_every=3"],
+        "patch": ("eosin.training.method.pretrain_step", signal_at_the_end_of_a_step),
+    },
     "slow": {"patch": ("eosin.training.method.pretrain_step", slow_step), "timeout": 2},
 }
 
