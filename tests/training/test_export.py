@@ -48,6 +48,19 @@ def test_slides_patients_and_tiles_are_counted(cohort: Path, tmp_path: Path) -> 
     assert size_of(f"{model} (random init)").slides is None
 
 
+def test_what_the_start_had_learned_from_is_told(cohort: Path, tiles_folder: Path, tmp_path: Path) -> None:
+    changes = [*TINY, "run.steps=1"]
+    first = train("quickstart", tmp_path / "first", cohort=[str(cohort)], set=changes, device="cpu")
+    model = export_run(first.root, tmp_path / "model")
+    told = said(model)["training"]
+    for start in (model, first.root):
+        again = [*changes, f"start={start}"]
+        run = train(
+            "quickstart", tmp_path / start.name / "on", tiles=[str(tiles_folder)], mpp=0.5, set=again, device="cpu"
+        )
+        assert said(export_run(run.root, tmp_path / start.name / "export"))["training"] == told
+
+
 def test_a_share_of_the_patients_is_a_share_of_the_slides(cohort: Path, tmp_path: Path) -> None:
     changes = [*TINY, "run.steps=1", "tiles.slides=0.5", "tiles.distinct_tiles=5"]
     run = train("quickstart", tmp_path / "run", cohort=[str(cohort)], set=changes, device="cpu")

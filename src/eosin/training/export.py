@@ -9,8 +9,8 @@ from typing import Any
 from eosin.errors import ResumeError
 from eosin.features import export_model
 from eosin.models import ViT
-from eosin.models.zoo import licence_of
 from eosin.training.checkpoint import average_encoder_state, load_encoder_state
+from eosin.training.lineage import joined, seen_before
 from eosin.training.prepare import open_run
 from eosin.training.recipe import is_curriculum
 
@@ -50,13 +50,15 @@ def export_run(
     except RuntimeError as error:
         raise ResumeError(f"the checkpoints of {folder.root} do not fit its recipe.yaml; has that changed?") from error
     scales, slides = recipe.tiles.mpp, identity.get("slides") or []
+    before = seen_before(recipe.start)
+    training = joined(before, {"patients": identity["patients"], "slides": slides})
     info: dict[str, Any] = {
         "name": recipe.name,
         "recipe": recipe.name,
         "recipe_hash": identity["recipe_hash"],
         "cohort_hash": " ".join(identity["cohort_hash"]),
         "data": "; ".join(identity["data"]),
-        "training": {"tasks": [], "patients": identity["patients"], "slides": slides},
+        "training": {name: training[name] for name in ("tasks", "patients", "slides")},
         "mpp": scales if isinstance(scales, list) else [scales.low, scales.high],
         "steps": steps[-1],
         "tiles": steps[-1] * recipe.run.batch,
@@ -70,8 +72,8 @@ def export_run(
         info["averaged_steps"] = steps
     if recipe.start == "random":
         info["start_licence"] = "none needed: trained from random weights"
-    elif (licence := licence_of(recipe.start)) is not None:
-        info["start_licence"] = licence
+    elif "licence" in before:
+        info["start_licence"] = before["licence"]
     if scores:
         info["scores"] = scores
     return export_model(

@@ -24,7 +24,7 @@ from eosin.training.checkpoint import load_networks
 from eosin.training.curriculum.lora import merged
 from eosin.training.curriculum.networks import CurriculumNetworks
 from eosin.training.curriculum.recipe import CurriculumRecipe
-from eosin.training.curriculum.start import joined
+from eosin.training.lineage import joined
 from eosin.training.prepare import open_run
 
 

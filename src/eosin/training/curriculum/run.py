@@ -31,9 +31,10 @@ from eosin.training.curriculum.rates import curriculum_optimizer, curriculum_sch
 from eosin.training.curriculum.recipe import CurriculumRecipe
 from eosin.training.curriculum.scores import task_scores
 from eosin.training.curriculum.slides import CurriculumSlides, SlideOrder
-from eosin.training.curriculum.start import seen_before, start_stage1
+from eosin.training.curriculum.start import start_stage1
 from eosin.training.curriculum.step import Learning, curriculum_step
 from eosin.training.curriculum.targets import SlideLabels, read_tasks
+from eosin.training.lineage import seen_before
 from eosin.training.method import Method, Stopping
 from eosin.training.networks import Networks
 from eosin.training.parallel import Parallel, check_split
