@@ -293,7 +293,9 @@ import resource, sys
 from eosin.features.embed import embed_slides
 words = {"mpp": 0.5, "size": 128, "stride": 64, "workers": int(sys.argv[3]), "device": "cpu"}
 run = embed_slides("colour", sys.argv[1], sys.argv[2], **words)
-print(run.tiles, *(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+# Its own peak; getrusage would count what the process that started it had held.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+print(run.tiles, peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
@@ -303,7 +305,7 @@ def test_memory_is_flat_in_slide_size(tmp_path: Path, workers: int) -> None:
     script = tmp_path / "peak.py"
     script.write_text(PEAK)
     tiles, peaks = [], []
-    for times in (1, 3):
+    for times in (3, 7):
         slide = write_tissue(tmp_path / f"{times}.svs", 1536 * times)
         cohort = Cohort.index([slide], tmp_path / f"{times}.parquet", workers=0)
         done = subprocess.run(
@@ -315,12 +317,11 @@ def test_memory_is_flat_in_slide_size(tmp_path: Path, workers: int) -> None:
         count, *peak = map(int, done.stdout.split())
         tiles.append(count)
         peaks.append(np.array(peak) / 1024)  # MiB of this process, and of its largest child
-    assert tiles[1] > 8 * tiles[0]
+    assert tiles[1] > 5 * tiles[0]
     held_whole = tiles[1] * 128 * 128 * 3 / 2**20
-    assert held_whole > 230
-    # On the larger slide OpenSlide's cache (64 MiB) fills and blocks are whole ones (13 MB, a few copies); with a
-    # reading process both are that process's.
-    assert (peaks[1] - peaks[0] < (80 if workers else 150)).all(), (peaks, tiles)
+    assert held_whole > 1200
+    # Blocks in flight and what malloc keeps of them vary by some 200 MiB from run to run, whatever the size.
+    assert (peaks[1] - peaks[0] < 300).all(), (peaks, tiles)
 
 
 def write_tissue(path: Path, side: int) -> Path:
