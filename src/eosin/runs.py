@@ -1,6 +1,7 @@
 """The layout of the folders that eosin writes, in one place.
 
-RUN/recipe.yaml, metrics.jsonl, alarms.jsonl, ledger.jsonl, checkpoints/step_00001234/, tensorboard/, pictures/.
+RUN/recipe.yaml, metrics.jsonl, alarms.jsonl, ledger.jsonl, acceptance.parquet, checkpoints/step_00001234/,
+tensorboard/, pictures/.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.alarms = self.root / "alarms.jsonl"
         self.ledger = self.root / "ledger.jsonl"
+        self.acceptance = self.root / "acceptance.parquet"
         self.non_finite = self.root / "non_finite_step.json"
         self.lock = self.root / ".lock"
         self.loggers = self.root / "loggers.json"
@@ -48,7 +50,8 @@ class RunFolder:
 
     def own_files(self) -> list[Path]:
         """Files and folders in it that only a run writes: what `--fresh` removes, the identity last."""
-        files = [self.metrics, self.alarms, self.ledger, self.loggers, self.recipe, self.report, self.non_finite]
+        files = [self.metrics, self.alarms, self.ledger, self.acceptance, self.loggers, self.recipe, self.report]
+        files.append(self.non_finite)
         files += [self.pictures / f"{name}.npz" for name in ("sample", *ATTENTION)]
         found = [path for path in files if path.exists()]
         found += [folder for folder in self.checkpoints.glob("step_*") if (folder / "state.json").exists()]

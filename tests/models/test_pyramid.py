@@ -146,6 +146,43 @@ def test_absent_places_are_padding_that_nothing_attends_to(kind: str, pool: str)
         torch.testing.assert_close(alone[0], found.grids[number], rtol=1e-12, atol=1e-12)
 
 
+def test_without_blocks_a_stage_is_gated_attention_over_standardised_vectors() -> None:
+    config = StageConfig(
+        width=16, depth=0, heads=2, positions="table", pool="gated", enter="linear", standardise=True, drop_path=0.1
+    )
+    encoder = loud(GridEncoder(12, config, SIDE))
+    assert encoder.pos_embed is None
+    assert encoder.rates == ()
+    assert {name for name, _ in encoder.named_buffers()} == {"mean", "sd"}
+    vectors, counts = 5.0 + torch.from_numpy(Words(3).normal(9, 12)), (6, 3)
+    encoder.mean.copy_(vectors.mean(dim=0))
+    encoder.sd.copy_(vectors.std(dim=0))
+    at = torch.arange(9) % 16
+    found = encoder(vectors, Grids(counts, at // 4, at % 4), look=True)
+    plain = (vectors - vectors.mean(dim=0)) / vectors.std(dim=0)
+    tokens = encoder.norm(encoder.enter(plain))
+    for number, bag in enumerate(tokens.split(counts)):
+        scores = encoder.gate.scores(torch.tanh(encoder.gate.tanh(bag)) * torch.sigmoid(encoder.gate.gate(bag)))
+        weights = scores.softmax(dim=0)
+        torch.testing.assert_close(found.grids[number], (weights * bag).sum(dim=0), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.attention.split(counts)[number], weights[:, 0], rtol=1e-12, atol=1e-12)
+    # Places mean nothing to it.
+    moved = encoder(vectors, Grids(counts, at % 4, at // 4)).grids
+    assert torch.equal(moved, found.grids)
+
+
+def test_stages_that_cannot_be_are_refused() -> None:
+    same = {"width": 16, "heads": 2, "positions": "rotary"}
+    with pytest.raises(ValueError, match="depth 0 needs pool gated"):
+        StageConfig(depth=0, **same)
+    fine = StageConfig(depth=0, pool="gated", **same)
+    with pytest.raises(ValueError, match="only tile vectors can be standardised"):
+        PyramidConfig(region=fine, slide=StageConfig(depth=1, standardise=True, **same))
+    # What was written before there was a choice is what it was.
+    assert "standardise" not in fine.model_dump(mode="json")
+    assert StageConfig(depth=1, standardise=True, **same).model_dump(mode="json")["standardise"] is True
+
+
 def test_attention_of_cls_is_what_the_last_block_uses() -> None:
     encoder = loud(GridEncoder(12, stage("rotary"), SIDE))
     vectors, zeros = torch.from_numpy(Words(3).normal(5, 12)), torch.zeros(5, dtype=torch.int64)

@@ -16,7 +16,7 @@ import tifffile
 
 from eosin.errors import DataError
 from eosin.report.heatmap import HeatmapOptions
-from eosin.report.heatmap_features import check_model, feature_file, tiles_of
+from eosin.report.heatmap_features import check_model, feature_file, open_scaled, tiles_of
 from eosin.report.heatmap_files import write_csv, write_geojson, write_ome
 from eosin.report.heatmap_paint import Tiles, colours, most_and_least, overlay, paint, read_tiles
 from eosin.report.heatmap_values import concentration, percentiles, values_of
@@ -268,6 +268,15 @@ def test_slides_of_one_name_get_their_own_features(tmp_path: Path) -> None:
     assert [feature_file(features, path).stem for path in paths] == ["synthetic-01", "synthetic-01-2"]
     with pytest.raises(DataError, match="several slides named synthetic-01; give --features"):
         feature_file(features, tmp_path / "moved" / "synthetic-01.svs")
+
+
+def test_a_slide_is_read_by_the_reader_that_its_features_came_through(tmp_path: Path) -> None:
+    (path,) = write_slides(tmp_path, count=1, size_px=1024, workers=1)
+    cohort = Cohort.index([path], tmp_path / "cohort.parquet", workers=0, reader="openslide")
+    (tmp_path / "embedding.json").write_text(json.dumps({"cohort": str(cohort.path)}))
+    for features, reader in ((tmp_path / "synthetic-01.h5", "openslide"), (tmp_path / "other" / "a.h5", "tiff")):
+        with open_scaled(path, None, {}, features) as slide:
+            assert slide.reader == reader
 
 
 @pytest.mark.parametrize("words", [{"opacity": 2.0}, {"share": 0.0}, {"objects": "cell"}, {"ome": "foo"}])

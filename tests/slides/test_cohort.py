@@ -81,7 +81,7 @@ def test_copies_travel_light_and_still_read(cohort: Cohort) -> None:
 
 
 def test_bytes_are_read_from_their_row_group(tmp_path, folder: Path, cohort: Cohort, monkeypatch) -> None:
-    monkeypatch.setattr("eosin.slides.cohort._ROWS_A_GROUP", 2)
+    monkeypatch.setattr("eosin.slides.cohort_file.ROWS_A_GROUP", 2)
     again = Cohort.index(folder, tmp_path / "c.parquet", workers=0)
     assert pq.ParquetFile(tmp_path / "c.parquet").num_row_groups == 2
     assert np.array_equal(again.foreground(2), cohort.foreground(2))

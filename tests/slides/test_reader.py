@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from eosin.errors import RegionError, SlideError
-from eosin.slides import open_slide
+from eosin.slides import open_slide, resample
 from eosin.slides.reader import levels_of, mpp_of_resolution
 
 
@@ -55,6 +55,17 @@ def test_region_is_the_area_average(tmp_path, write_aperio, noise_levels, x, y, 
     assert np.abs(found - wanted).max() <= 0.51
 
 
+def test_a_large_region_is_averaged_in_parts(tmp_path, write_aperio, noise_levels, monkeypatch) -> None:
+    with open_slide(write_aperio(tmp_path / "a.svs", noise_levels)) as slide:
+        for mpp in (0.37, 0.25 * 0.96):
+            whole = slide.region(20.3, 31.7, (300, 200), mpp, max_upsample=1.05)
+            with monkeypatch.context() as patch:
+                patch.setattr(resample, "_PART_VALUES", 20_000)
+                patch.setattr(resample, "_KEPT_PIXELS", 0)
+                parts = slide.region(20.3, 31.7, (300, 200), mpp, max_upsample=1.05)
+            assert np.array_equal(parts, whole)
+
+
 def test_coarsest_level_that_is_fine_enough_is_read(tmp_path, write_aperio) -> None:
     colours = [np.full((600 // f, 800 // f, 3), value, np.uint8) for f, value in ((1, 10), (4, 100), (16, 200))]
     with open_slide(write_aperio(tmp_path / "a.svs", colours)) as slide:
@@ -62,6 +73,15 @@ def test_coarsest_level_that_is_fine_enough_is_read(tmp_path, write_aperio) -> N
         assert [level.downsample_x for level in slide.levels] == [1, 4, 16]
         for mpp, value in ((0.25, 10), (0.99, 10), (1.0, 100), (3.9, 100), (4.0, 200), (5.0, 200)):
             assert np.unique(slide.region(16, 16, 8, mpp)) == [value], mpp
+
+
+def test_a_level_a_little_too_coarse_is_read_where_the_caller_lets_it(tmp_path, write_aperio) -> None:
+    flat = [np.full((side, side, 3), grey, np.uint8) for side, grey in ((512, 200), (128, 100))]
+    with open_slide(write_aperio(tmp_path / "a.svs", flat, mpp=0.2525)) as slide:  # its level 1 has 1.01 µm/px
+        assert (slide.level_for(1.0), slide.level_for(1.0, 1.05), slide.level_for(1.0, 1.005)) == (0, 1, 0)
+        assert slide.level_for(1.01 / 1.03, 1.05) == 0  # 3 % would show
+        assert slide.region(0, 0, 64, 1.0).min() > 190
+        assert slide.region(0, 0, 64, 1.0, 1.05).max() < 110
 
 
 def test_level_of_a_fractional_downsample_serves_its_scale(tmp_path, write_aperio) -> None:

@@ -13,8 +13,9 @@ import pytest
 import tifffile
 
 from eosin.errors import RegionError, SlideError, SlideGone
-from eosin.slides import open_slide, tiff, tiff_cache
+from eosin.slides import open_slide, tiff, tiff_cache, tiff_source
 from eosin.slides.tiff import TiffSlide
+from eosin.slides.tiff_codecs import DecodeError
 from eosin.slides.tiff_index import TiffIndex, read_index
 from eosin.slides.tiff_source import FileBytes, Span
 from eosin.slides.tiff_tags import NotThisReader, read_directories, read_sub_directories
@@ -231,6 +232,51 @@ def test_an_index_is_kept_as_bytes(tmp_path, levels, monkeypatch) -> None:
             TiffIndex.unpack(damaged)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "jpeg" in kind or "ycc" in kind or "grey" in kind])
+def test_upper_rows_are_those_of_the_whole_tile(tmp_path, levels, kind) -> None:
+    path = write_pyramid(tmp_path / "a.tif", levels[:1], kind, tile=64)
+    with open_slide(path, reader="tiff") as slide:
+        plan = slide._plans[0]
+        data = slide._bytes(plan, [10])[0]
+        for half in (False, True):
+            whole = plan.decoder.decode(data, half)
+            for rows in range(1, len(whole) + 1):
+                upper = plan.decoder.decode(data, half, rows)
+                assert np.array_equal(upper[:rows], whole[:rows])
+                assert (len(upper) < len(whole)) == ((rows << half) + 4 <= 64 - 16)
+        for mpp in (0.25, 0.41, 0.5, 0.6):
+            alone = slide.region(37, 41, 90, mpp)
+            assert np.array_equal(alone, slide.region(37, 41, 90, mpp, whole_tiles=True))
+
+
+def test_upper_rows_of_a_damaged_tile(tmp_path, levels) -> None:
+    """Cut off below what shows: read. Cut off within: told of. Asked for whole tiles, all of it has to be there."""
+    path = write_pyramid(tmp_path / "a.tif", levels[:1], "ycc-420", tile=64)
+    with TiffSlide(path) as slide:
+        plan = slide._plans[0]
+        data = slide._bytes(plan, [0])[0]
+        whole = plan.decoder.decode(data)
+        header = data.find(b"\xff\xda")
+        kept = header + (len(data) - header) * 9 // 10
+        late, early = data[:kept], data[: header + 60]
+        assert np.array_equal(plan.decoder.decode(late, rows=20)[:20], whole[:20])
+        for damaged, rows in ((late, None), (late, 60), (early, 20), (data[:header], 20), (data[: header // 2], 20)):
+            with pytest.raises(DecodeError):
+                plan.decoder.decode(damaged, rows=rows)
+
+
+def test_without_pread_threads_read_the_same(tmp_path, levels, monkeypatch) -> None:
+    """Windows has no pread."""
+    path = write_pyramid(tmp_path / "a.tif", levels, tile=64)
+    corners = [(x, y) for x in range(0, 400, 37) for y in range(0, 300, 41)]
+    with open_slide(path, reader="tiff") as slide, ThreadPoolExecutor(4) as pool:
+        wanted = [slide.region(*corner, 64, 0.25) for corner in corners]
+        tiff_cache.shared.clear()
+        monkeypatch.setattr(tiff_source, "_pread", tiff_source._seek_and_read)
+        found = list(pool.map(lambda corner: slide.region(*corner, 64, 0.25), corners))
+    assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["ycc-420", "deflate"])
 @pytest.mark.parametrize("mpp", [0.25, 0.5, 0.7, 1.0])
 def test_a_window_holds_the_regions_cut_from_it(tmp_path, levels, kind, mpp, monkeypatch) -> None:
@@ -239,7 +285,7 @@ def test_a_window_holds_the_regions_cut_from_it(tmp_path, levels, kind, mpp, mon
     decode = TiffSlide._decoded
     monkeypatch.setattr(TiffSlide, "_decoded", lambda self, *words: decoded.append(words[1]) or decode(self, *words))
     with open_slide(path, reader="tiff") as slide:
-        number = slide._level_for(mpp, 1.0)
+        number = slide.level_for(mpp, 1.0)
         for x, y in ((0, 0), (211, 158), (529, 412)):
             tiff_cache.shared.clear()
             decoded.clear()
@@ -299,6 +345,8 @@ def test_kept_tiles_are_bounded_in_bytes_and_shared(tmp_path, levels) -> None:
     tiff_cache.shared.clear()
     with open_slide(path, reader="tiff") as slide:
         first = slide.region(10, 10, 20, 0.25)
+        assert tiff_cache.shared.held == 0  # decoded in part
+        first = slide.region(10, 10, 20, 0.25, whole_tiles=True)
         first[:] = 0  # what is handed out is a copy
         assert slide.region(10, 10, 20, 0.25).any()
         assert tiff_cache.shared.held == 64 * 64 * 3

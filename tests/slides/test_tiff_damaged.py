@@ -86,13 +86,14 @@ def test_damaged_slides_are_told_of_or_read(tmp_path, whole_files) -> None:
 
 
 RUN = """
-import sys, faulthandler, resource
+import sys, faulthandler, resource, signal
 from pathlib import Path
 faulthandler.enable()
+faulthandler.register(signal.SIGPROF, chain=True)
 sys.path.insert(0, sys.argv[1])
 from slides.test_tiff_damaged import examine
 for name in sys.stdin:
-    faulthandler.dump_traceback_later(60, exit=True)
+    signal.setitimer(signal.ITIMER_PROF, 60)  # processor time: a busy machine is no hang
     print(name.strip(), examine(Path(name.strip())), flush=True)
 print("done", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True)
 """

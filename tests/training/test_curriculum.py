@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from eosin.errors import DataError, RecipeError
+from eosin.errors import DataError, RecipeError, WeightsError
 from eosin.marks import leaves
 from eosin.models import EncoderConfig, ViT
 from eosin.models.pyramid_stage import Grids
@@ -19,6 +20,7 @@ from eosin.tiles.pyramid_grid import region_grid
 from eosin.training import load_recipe
 from eosin.training.curriculum import CurriculumRecipe
 from eosin.training.curriculum.config import RegionViews, TaskValues
+from eosin.training.curriculum.cost import SlideSizes, curriculum_flops, curriculum_memory
 from eosin.training.curriculum.lora import add_lora, load_base, merged
 from eosin.training.curriculum.networks import CurriculumNetworks
 from eosin.training.curriculum.rates import curriculum_optimizer, curriculum_schedules
@@ -26,7 +28,8 @@ from eosin.training.curriculum.regions import RegionDino, draw_views
 from eosin.training.curriculum.slides import SlideOrder
 from eosin.training.curriculum.targets import SlideLabels, read_tasks
 from eosin.training.dry_run import describe
-from eosin.training.recipe import recipe_values
+from eosin.training.estimate import forward_flops
+from eosin.training.recipe import recipe_text, recipe_values
 
 from .curriculum_cases import TINY
 
@@ -178,6 +181,12 @@ def test_none_is_a_class_as_for_eosin_mil() -> None:
     labels = read_tasks(Path("c"), rows, [TaskValues(column="invasion")], np.ones(24, bool))
     assert set(labels.tasks[0].classes) == {"none", "low", "high"}
     assert labels.known.sum() == 18
+
+
+@pytest.mark.parametrize("sampling", ["passes", "balanced"])
+def test_visits_are_the_slides_of_all_steps(sampling: str) -> None:
+    order = SlideOrder(np.arange(24), tasks_of("msi"), 5, 1.5, sampling, 0)
+    assert order.visits == sum(len(order.of_step(step)) for step in range(order.steps))
 
 
 def test_a_pass_sees_every_slide_once() -> None:
@@ -349,14 +358,55 @@ def test_recipes_that_cannot_be_learned_are_one_line() -> None:
             load_recipe("pyramid-quickstart", [*TINY, change])
 
 
-def test_a_dry_run_tells_both_steps() -> None:
-    told = describe("exaone-path-2", [], [], None, None)
+def test_a_dry_run_tells_both_steps_and_what_they_cost() -> None:
+    told = describe("exaone-path-2", [], [], None, None, gpu="H100", gpus=8)
     assert "tile 85.8 M, region 42.7 M, slide 14.2 M" in told
     assert "100,000 x (256 tiles, 32 regions)" in told
     assert "5 passes over the labelled slides, 32 a step" in told
+    # A step: 256 tiles of DINO by 430 GFLOP, 32 regions of 16 tiles twice by 46 GFLOP.
+    work = next(line for line in told.splitlines() if line.startswith("work"))
+    assert 14_000 < float(work.split("step 1 ")[1].split(" PFLOP")[0].replace(",", "")) < 18_000
+    assert "on 8 x H100" in told
+    assert "GB a process after each slide: step2.save_slides" in told
+
+
+def test_too_little_memory_is_told_with_what_to_set() -> None:
+    told = describe("exaone-path-2", [], [], None, None, gpu="RTX 4090", gpus=1)
+    assert "too much for the 24 GB of RTX 4090: --set parallel.accumulate=" in told
+    count = told.split("parallel.accumulate=")[1].split()[0]
+    fits = describe("exaone-path-2", [], [], None, None, changes=[f"parallel.accumulate={count}"], gpu="RTX 4090")
+    assert "too much" not in fits
+    full = load_recipe("exaone-path-2", ["lora.rank=8"])[0]
+    assert isinstance(full, CurriculumRecipe)
+    few = curriculum_memory(full, 1, 1, "bf16")
+    every = curriculum_memory(load_recipe("exaone-path-2")[0], 1, 1, "bf16")  # type: ignore[arg-type]
+    assert few.saved < 0.6 * every.saved  # low-rank weights alone have gradients in stage 1
+
+
+def test_the_flops_of_slides_are_those_that_the_networks_do() -> None:
+    recipe = load_recipe("pyramid-quickstart", [*TINY, "step2.tile_weight=0.0", "step2.region_weight=0.0"])[0]
+    assert isinstance(recipe, CurriculumRecipe)
+    student = CurriculumNetworks(recipe, ()).student
+    pixels = torch.zeros(3, 16, 16, 3, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        student.tile(pixels)
+    assert 3 * forward_flops(recipe.encoder, 16) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    sizes = SlideSizes(steps=2, visits=8, tiles=30, regions=3, largest=50)
+    still = recipe.model_copy(update={"step2": recipe.step2.model_copy(update={"tile_frozen_slides": 8})})
+    learned, frozen = (curriculum_flops(one, sizes).step2 for one in (recipe, still))
+    assert learned - frozen == pytest.approx((8 - 4) * 30 * 3 * forward_flops(recipe.encoder, 16))
 
 
 def test_an_encoder_of_the_zoo_gives_its_settings() -> None:
     sizes = ["pyramid.tile_px=224", "views.global_px=224", "views.local_px=96"]
     recipe = load_recipe("exaone-path-2", [*sizes, "start=kaiko/vits16", "encoder=start"])[0]
     assert (recipe.encoder.width, recipe.encoder.patch, recipe.encoder.drop_path) == (384, 16, 0.1)
+
+
+def test_a_run_goes_on_from_its_own_recipe_where_its_start_is_gone(tmp_path: Path) -> None:
+    sizes = ["pyramid.tile_px=224", "views.global_px=224", "views.local_px=96"]
+    recipe, marks = load_recipe("exaone-path-2", [*sizes, "start=kaiko/vits16", "encoder=start"])
+    (tmp_path / "recipe.yaml").write_text(recipe_text(recipe, marks))
+    assert load_recipe(str(tmp_path / "recipe.yaml"))[0].hash == recipe.hash
+    with pytest.raises(WeightsError, match=r"goes on without it: eosin train RUN/recipe\.yaml"):
+        load_recipe("exaone-path-2", [*sizes, f"start={tmp_path / 'gone'}", "encoder=start"])

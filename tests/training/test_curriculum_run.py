@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from eosin.distributed import World
 from eosin.errors import DataError, EosinError, RecipeError, WeightsError
 from eosin.evaluation.mil import train_mil
 from eosin.features import export_model, load_model
 from eosin.features.embed import embed_slides
+from eosin.features.embed_pyramid import StageEmbedding, embed_stage
+from eosin.features.embed_run import share
 from eosin.features.pyramid_file import load_pyramid
 from eosin.models import ViT
 from eosin.runs import RunFolder, read_lines
@@ -28,6 +32,7 @@ from eosin.training import load_recipe, train
 from eosin.training.curriculum import curriculum_of, partial
 from eosin.training.curriculum.targets import parted, patients_of
 from eosin.training.export import export_run
+from eosin.training.lineage import seen_until_now
 
 from .curriculum_cases import TINY, train_words, write_cohort
 
@@ -285,6 +290,54 @@ def test_an_export_tells_what_its_start_had_learned(cohort: Path, tmp_path: Path
     assert "msi (what it started from)" in (tmp_path / "second" / "README.md").read_text()
 
 
+def test_what_a_start_had_learned_is_kept_when_its_folder_is_gone(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = go(cohort, tmp_path / "one", *FROM_SLIDES[:1], "tasks=[{column: msi}]")
+    first = export_run(one.root, tmp_path / "first")
+    few = other_cohort(cohort, tmp_path / "few.parquet", range(4))
+    words = *FROM_SLIDES, "tasks=[{column: age}]", f"start={first}", "labels.held_out=0"
+    write, left = partial.PartialFile.write, [6]  # of four slides a step: in the middle of the second one
+
+    def write_and_stop(self: partial.PartialFile, *words: Any) -> None:
+        write(self, *words)
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(partial.PartialFile, "write", write_and_stop)
+    with pytest.raises(EosinError, match="stopped by a signal"):
+        go(few, tmp_path / "two", *words)
+    monkeypatch.setattr(partial.PartialFile, "write", write)
+    shutil.rmtree(first)
+    two = go(few, tmp_path / "two", *words)
+    told = json.loads((export_run(two.root, tmp_path / "second") / "config.json").read_text())["eosin"]["training"]
+    assert told["tasks"] == ["age", "msi"]
+    assert set(told["patients"]) == {*one.read_identity()["patients"], "p0", "p1", "p2", "p3"}
+
+
+def test_what_was_learned_before_a_change_that_was_accepted_counts() -> None:
+    now = {"tasks": ["b"], "patients": ["p2"], "slides": None}
+    known = {"tasks": ["a"], "patients": ["p1"], "slides": ["s1"], "start_seen": {"tasks": ["t"], "licence": "MIT"}}
+    seen = {"tasks": ["a", "t"], "patients": ["p1"], "slides": ["s1"], "licence": "MIT"}
+    assert seen_until_now("random", known, now) == seen
+    assert seen_until_now("random", {**now, "start_seen": seen}, now) == seen
+    assert seen_until_now("random", None, now) == {}
+
+
+def test_without_labels_the_teacher_is_exported_and_with_them_the_student(cohort: Path, tmp_path: Path) -> None:
+    run = go(cohort, tmp_path / "run", "run.steps=2", "tasks=[{column: msi}]", "run.keep_last=9")
+    for step, who in ((2, "teacher"), (run.steps()[-1], "student")):
+        saved, made = tensors(run, step), load_pyramid(export_run(run.root, tmp_path / f"{step}", step=step)).pyramid
+        names = {"teacher": ("own_tile.vit", "own_region"), "student": ("pyramid.tile.vit", "pyramid.region")}[who]
+        for module, name in zip((made.tile.vit, made.region), names, strict=True):  # type: ignore[union-attr]
+            for key, value in module.state_dict().items():
+                assert torch.equal(value, saved[f"networks.{who}.{name}.{key}"]), (step, key)
+    asked = export_run(run.root, tmp_path / "asked", step=2, student=True)
+    saved, made = tensors(run, 2), load_pyramid(asked).pyramid
+    assert torch.equal(made.region.state_dict()["norm.weight"], saved["networks.student.pyramid.region.norm.weight"])
+
+
 def test_slides_that_were_embedded_are_not_embedded_again_for_one_that_failed(cohort: Path, tmp_path: Path) -> None:
     run = go(cohort, tmp_path / "run", "step2.passes=0", "run.steps=1")
     model = export_run(run.root, tmp_path / "model")
@@ -302,3 +355,32 @@ def test_slides_that_were_embedded_are_not_embedded_again_for_one_that_failed(co
     assert (again.slides, again.finished, again.failures) == (1, 2, {})
     assert pq.read_table(tmp_path / "out" / "slides.parquet")["slide"].to_pylist() == ["s0", "s1", "s2"]
     assert not list((tmp_path / "out").glob(".*-parts"))
+
+
+def test_several_processes_embed_their_shares_and_the_last_one_writes_the_table(
+    cohort: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = export_run(go(cohort, tmp_path / "run", "step2.passes=0", "run.steps=1").root, tmp_path / "model")
+    slides = Cohort.read(cohort)
+    whole = embed_stage(model, slides, tmp_path / "whole", "slide", torch.device("cpu"), "fp32", 64, False)
+    words = slides, tmp_path / "parts", "slide", torch.device("cpu"), "fp32", 64, False
+    first = embed_stage(model, *words, part=(1, 3))
+    assert not (tmp_path / "parts" / "slides.parquet").exists()
+    assert f"{10 - first.slides} of 10 slides are still to be embedded by others" in capfd.readouterr().err
+    again = embed_stage(model, *words, part=(1, 3))
+    assert (again.slides, again.finished) == (0, first.slides)
+    second = embed_stage(model, *words, part=(2, 3))
+    rest = StageEmbedding(model, *words[:-1])
+    # Two processes of the third part, as torchrun starts them.
+    numbers = [share(slides, World(rank, 2), (3, 3)) for rank in range(2)]
+    done = [rest.embed(some).slides for some in numbers]
+    assert rest.finish() == 0
+    assert first.slides + second.slides + sum(done) == whole.slides == 10
+    assert not {*numbers[0]} & {*numbers[1]}
+    tables = [pq.read_table(tmp_path / folder / "slides.parquet") for folder in ("whole", "parts")]
+    assert tables[0].equals(tables[1], check_metadata=False)
+    assert rest.finish() == 0  # another process that finds so at the same time
+    assert not (tmp_path / "parts" / ".slide-parts").exists()
+    complete = embed_stage(model, *words)
+    assert (complete.slides, complete.finished) == (0, 10)
+    assert embed_stage(model, *words[:-1], True).slides == 10

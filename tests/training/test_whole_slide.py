@@ -24,6 +24,7 @@ from eosin.models.slide_task import SlideTask
 from eosin.randomness import Words
 from eosin.tiles.pyramid_grid import RegionGrid
 from eosin.training.whole_slide import (
+    KeptVectors,
     SlideObjective,
     SlideSample,
     WholeSlideSettings,
@@ -57,11 +58,11 @@ LIMIT = {torch.float64: 1e-12, torch.float32: 1e-5}
 STRATEGIES = ["full", "checkpoint", "offload", "multi-pass"]
 
 
-def distance(dtype: torch.dtype, region_grad: bool, pool: str = "cls", **settings: object) -> float:
+def distance(dtype: torch.dtype, region_grad: bool, pool: str = "cls", depth: int = 2, **settings: object) -> float:
     """How far the step's gradients are from the slow twin's."""
-    network, head = pyramid(dtype, pool=pool), tile_head(dtype)
+    network, head = pyramid(dtype, pool=pool, depth=depth), tile_head(dtype)
     expected = slow_twin(network, samples(), head, region_grad)
-    assert len(expected) > 60
+    assert len(expected) > (60 if depth else 40)
     chosen = WholeSlideSettings(region_grad=region_grad, **settings)  # type: ignore[arg-type]
     return step_gradients(network, samples(), head, chosen).distance(expected)
 
@@ -78,6 +79,12 @@ def test_multi_pass_is_the_gradient_of_one_graph(dtype: torch.dtype, chunk: int,
 def test_every_strategy_gives_it(strategy: str, region_grad: bool) -> None:
     assert distance(torch.float64, region_grad, strategy=strategy, tile_chunk=7, region_chunk=2) <= 1e-12
     assert distance(torch.float64, region_grad, pool="gated", strategy=strategy, tile_chunk=9) <= 1e-12
+
+
+@pytest.mark.parametrize("region_grad", [False, True])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_attention_alone_over_standardised_vectors_gives_it(strategy: str, region_grad: bool) -> None:
+    assert distance(torch.float64, region_grad, depth=0, strategy=strategy, tile_chunk=7, region_chunk=2) <= 1e-12
 
 
 def test_kept_pixels_vectors_on_the_host_and_several_readers_give_it() -> None:
@@ -202,6 +209,27 @@ def test_pixels_are_read_twice_or_kept_and_frozen_stages_are_not_run_again() -> 
         expected_heads = expected_heads or found
         assert found.distance(expected_heads) <= 1e-12
         network.requires_grad_(True)
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_vectors_of_a_stage_1_that_stands_still_are_made_once(strategy: str, depth: int) -> None:
+    network, goal = pyramid(drop_path=0.0, depth=depth), objective(samples())
+    network.tile.requires_grad_(False)
+    settings, kept, found = WholeSlideSettings(strategy=strategy, tile_chunk=7), KeptVectors(1.0), []
+    for place in (None, kept, kept):
+        counted = Counted(samples()[0])
+        draws = SlideDraws(SEED, STEP, counted.sample.slide)
+        accumulate_slide(network, counted.sample, settings, draws, goal, kept=place)
+        found.append((Gradients.of(network), sum(counted.reads.values())))
+    assert [reads for _, reads in found] == [len(counted.inner.grid)] * 2 + [0]
+    for gradients, _ in found[1:]:
+        assert gradients.distance(found[0][0]) <= 1e-12
+    kept.forget()
+    assert kept.get(counted.sample.slide) is None
+    small = KeptVectors(1e-3)
+    small.put("large", torch.zeros(1000, 2))
+    assert small.get("large") is None
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

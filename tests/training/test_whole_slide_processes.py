@@ -95,7 +95,7 @@ def only_first(rank: int, out: Path) -> None:
 
 
 def refused(rank: int, every: list[SlideSample], out: Path) -> None:
-    """A slide that one process cannot read stops both, with its one line."""
+    """A slide that one process cannot read stops both, with its one line; so does its loss of tiles."""
 
     def gone(region: int) -> None:
         raise DataError("slide-0: gone")
@@ -108,6 +108,15 @@ def refused(rank: int, every: list[SlideSample], out: Path) -> None:
             whole_slide_step(network, [bad], settings, seed=0, step=0, objective=objective(every))
         except DataError as error:
             (out / f"refused-{spread}-{rank}").write_text(str(error))
+        term = bad_tile if rank == 1 else TileTerm(network, tile_head(torch.float64), (0, 2))
+        try:
+            whole_slide_step(network, every[:1], settings, seed=0, step=0, objective=objective(every), tile_loss=term)
+        except DataError as error:
+            (out / f"tile-refused-{spread}-{rank}").write_text(str(error))
+
+
+def bad_tile() -> torch.Tensor:
+    raise DataError("tile 7: no pixels")
 
 
 def main(rank: int, size: int, rendezvous: str, out: str) -> None:
@@ -174,6 +183,7 @@ def test_a_gradient_that_one_process_has_is_everybody_s(two: Path) -> None:
 def test_a_slide_that_one_process_cannot_read_stops_both(spread: str, two: Path) -> None:
     for rank in range(2):
         assert "slide-0: gone" in (two / f"refused-{spread}-{rank}").read_text()
+        assert (two / f"tile-refused-{spread}-{rank}").read_text() == "process 1: tile 7: no pixels"
 
 
 if __name__ == "__main__":

@@ -35,14 +35,25 @@ LABELS = [
 ]
 
 
-def config(drop_path: float = 0.1, pool: str = "cls") -> PyramidConfig:
-    """Three tiny stages of different widths."""
+def config(drop_path: float = 0.1, pool: str = "cls", depth: int = 2) -> PyramidConfig:
+    """Three tiny stages of different widths; of depth 0, stages 2 and 3 are gated attention, 2's input standardised."""
     tile = EncoderConfig(width=24, depth=2, heads=2, patch=8, grid=2, drop_path=drop_path, layer_scale=0.3, registers=1)
     return PyramidConfig(
         tile=tile,
         tile_px=TILE_PX,
-        region=StageConfig(width=16, depth=2, heads=2, positions="table", drop_path=drop_path, enter="gelu"),
-        slide=StageConfig(width=32, depth=2, heads=2, positions="rotary", drop_path=drop_path, pool=pool),
+        region=StageConfig(
+            width=16,
+            depth=depth,
+            heads=2,
+            positions="table",
+            drop_path=drop_path,
+            enter="gelu",
+            pool="cls" if depth else "gated",
+            standardise=depth == 0,
+        ),
+        slide=StageConfig(
+            width=32, depth=depth, heads=2, positions="rotary", drop_path=drop_path, pool=pool if depth else "gated"
+        ),
         side=SIDE,
     )
 
@@ -54,6 +65,9 @@ def pyramid(dtype: torch.dtype = torch.float64, **settings: object) -> Pyramid:
         for number, parameter in enumerate(made.parameters()):
             noise = torch.from_numpy(Words(1, number).normal(*parameter.shape))
             parameter.add_(0.15 * noise)
+        if made.config.region.standardise:
+            made.region.mean.copy_(torch.from_numpy(Words(1, "mean").normal(made.tile.width)))
+            made.region.sd.copy_(torch.from_numpy(0.5 + Words(1, "sd").uniform(made.tile.width)))
     return made.to(dtype)
 
 

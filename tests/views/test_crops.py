@@ -13,7 +13,24 @@ from torchvision.transforms.v2 import functional as vision
 from eosin.randomness import Words
 from eosin.views import ViewPlan, ViewsConfig, crops, denormalise, draw_views, render
 
-ROUTES = {"matrix": crops.crop_by_matrices, "native": crops.crop_native}
+
+def crop_by_crop(
+    pixels: torch.Tensor, boxes: np.ndarray, turns: crops.Turns, out_px: int, interpolation: crops.Interpolation
+) -> torch.Tensor:
+    """What the CPU does, in and out as crop_by_matrices."""
+    views, tiles = boxes.shape[:2]
+    out = torch.empty(views, tiles, 3, out_px, out_px)
+    for v in range(views):
+        for t in range(tiles):
+            crop = np.empty((out_px, out_px, 3), np.uint8)
+            planes = torch.from_numpy(crop).permute(2, 0, 1)[None]
+            crops.crop_native(pixels[t].numpy(), boxes[v, t].tolist(), planes, interpolation)
+            crop = crops.turned(crop, *(bool(part[v, t]) for part in turns))
+            out[v, t] = torch.from_numpy(crop).permute(2, 0, 1) / 255
+    return out
+
+
+ROUTES = {"matrix": crops.crop_by_matrices, "opencv": crop_by_crop}
 
 
 def noisy_tiles(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:

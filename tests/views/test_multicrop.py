@@ -90,25 +90,28 @@ def test_chain_equals_the_slow_twin(blur_order: str) -> None:
         torch.testing.assert_close(ours, expected, atol=5e-5, rtol=0)
 
 
-def test_native_route_differs_by_the_rounding_of_its_crops_only() -> None:
+@pytest.mark.parametrize("blur_order", ["after", "before"])
+def test_opencv_differs_by_the_rounding_of_its_crops_only(blur_order: str) -> None:
     """A step of 8 bits before the chain, which the logarithm of a dark pixel and contrast enlarge."""
+    config = TWIN.model_copy(update={"blur_order": blur_order})
     pixels = tissue(24, 64)
-    plan = draw_views(TWIN, 24, Words(1))
-    for ours, expected in zip(render(pixels, plan, TWIN, route="native"), twins(pixels, plan, TWIN), strict=True):
-        error = (ours - expected).abs() * torch.tensor(TWIN.std)[:, None, None]
-        assert error.mean() < 0.5 / 255
-        assert error.max() < 8 / 255
+    plan = draw_views(config, 24, Words(1))
+    for ours, expected in zip(render(pixels, plan, config, route="opencv"), twins(pixels, plan, config), strict=True):
+        assert ours.dtype == torch.float32
+        error = (ours - expected).abs() * torch.tensor(config.std)[:, None, None]
+        assert error.mean() < 0.25 / 255
+        assert error.max() < 5 / 255
 
 
 def test_real_tiles_through_both_routes(shared_data: Path) -> None:
     files = sorted((shared_data / "colon5_tiles" / "train").glob("*/*.jp*g"))[::200]
     pixels = np.stack([np.asarray(Image.open(file).convert("RGB"))[:128, :128] for file in files])
     plan = draw_views(SMALL, len(pixels), Words(0))
-    matrix, native = (render(pixels, plan, SMALL, route=route) for route in ("matrix", "native"))
-    for a, b in zip(matrix, native, strict=True):
+    matrix, opencv = (render(pixels, plan, SMALL, route=route) for route in ("matrix", "opencv"))
+    for a, b in zip(matrix, opencv, strict=True):
         assert torch.isfinite(a).all()
         assert a.std() > 0.1
-        assert ((a - b).abs() * 0.5).mean() < 0.5 / 255
+        assert ((a - b).abs() * 0.5).mean() < 0.3 / 255
 
 
 def test_shapes_and_order_are_view_major() -> None:
@@ -130,8 +133,8 @@ def test_shapes_and_order_are_view_major() -> None:
     assert len(render(pixels, draw_views(only_globals, 5, Words(0)), only_globals)) == 1
 
 
-@pytest.mark.parametrize("route", ["native", "matrix"])
-def test_views_do_not_depend_on_the_spread_over_ranks(route: str) -> None:
+@pytest.mark.parametrize(("route", "tolerance"), [("opencv", 0.0), ("matrix", 2e-6)])
+def test_views_do_not_depend_on_the_spread_over_ranks(route: str, tolerance: float) -> None:
     pixels = tissue(8, 48)
     plan = draw_views(SMALL, 8, Words(5, "views", 7))
     whole = render(pixels, plan, SMALL, route=route)
@@ -141,15 +144,15 @@ def test_views_do_not_depend_on_the_spread_over_ranks(route: str) -> None:
         for size, expected in enumerate(whole):
             shards = [part[size].unflatten(0, (-1, share)) for part in parts]
             joined = torch.cat(shards, dim=1).flatten(0, 1)
-            torch.testing.assert_close(joined, expected, atol=2e-6, rtol=0)
+            torch.testing.assert_close(joined, expected, atol=tolerance, rtol=0)
 
 
 def test_chunks_do_not_change_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = tissue(5, 48)
     plan = draw_views(SMALL, 5, Words(6))
-    whole = render(pixels, plan, SMALL)
+    whole = render(pixels, plan, SMALL, route="matrix")
     monkeypatch.setattr("eosin.views.multicrop._CHUNK_BYTES", {"cpu": 2 * 2 * 3 * 32 * 32 * 4})
-    for a, b in zip(render(pixels, plan, SMALL), whole, strict=True):
+    for a, b in zip(render(pixels, plan, SMALL, route="matrix"), whole, strict=True):
         torch.testing.assert_close(a, b, atol=2e-6, rtol=0)
 
 

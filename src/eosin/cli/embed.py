@@ -45,6 +45,14 @@ def embed(
     stage: Annotated[
         str, typer.Option("--stage", help="tile; of an exported pyramid also region or slide: one Parquet table.")
     ] = "tile",
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Embed on a Ray cluster: local, auto, HOST:PORT, ray://…"),
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="I/N", help="Every N-th slide only, e.g. a job of an array.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="With the log of Ray itself.")] = False,
 ) -> None:
     """Embed all tissue tiles of a cohort or of slides: one h5 a slide, resumable, failures in failures.csv.
 

@@ -33,6 +33,29 @@ def index(
     reader: Annotated[
         str, typer.Option("--reader", help="auto, or openslide to read every slide through OpenSlide.")
     ] = "auto",
+    foreground: Annotated[
+        str, typer.Option("--foreground", help="Rule that finds tissue: density, any-stain, clam or otsu.")
+    ] = "density",
+    annotations: Annotated[
+        Path | None,
+        typer.Option("--annotations", help="Folder of GeoJSON (QuPath), one file a slide: goes before the rule."),
+    ] = None,
+    annotation_class: Annotated[
+        list[str] | None,
+        typer.Option("--annotation-class", help="Class of annotation that counts; may be given again. Default all."),
+    ] = None,
+    geojson: Annotated[
+        Path | None, typer.Option("--geojson", help="Folder to write the foregrounds to, for QuPath.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Read on a Ray cluster: local, auto, HOST:PORT, ray://…"),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", metavar="I/N", help="Read every N-th slide only; without it joins all parts."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="With the log of Ray itself.")] = False,
 ) -> None:
     """Index slides: one row a slide with its size, µm/px and tissue; a broken one becomes its error."""
     from eosin.errors import CohortError
@@ -48,4 +71,40 @@ def index(
             raise CohortError(f"{exclude}: cannot be read: {error}") from error
         patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     forced = None if reader == "auto" else reader
-    Cohort.index(paths, out, metadata, mpp_csv, workers, patterns, strict, fresh, html, forced)
+    if part is not None:
+        from eosin.fleet import exclude_each_other, part_of
+        from eosin.slides.index import index_part
+
+        exclude_each_other("--part", ray=ray, strict=strict, fresh=fresh, html=html, geojson=geojson)
+        index_part(
+            paths,
+            out,
+            part_of(part),
+            metadata,
+            mpp_csv,
+            workers,
+            patterns,
+            forced,
+            foreground,
+            annotations,
+            annotation_class or (),
+        )
+        return
+    Cohort.index(
+        paths,
+        out,
+        metadata,
+        mpp_csv,
+        workers,
+        patterns,
+        strict,
+        fresh,
+        html,
+        forced,
+        foreground=foreground,
+        annotations=annotations,
+        annotation_classes=annotation_class or (),
+        geojson=geojson,
+        ray=ray,
+        verbose=verbose,
+    )

@@ -8,6 +8,7 @@ import time
 
 import typer
 
+from eosin.cli.doctor import doctor
 from eosin.cli.embed import embed
 from eosin.cli.eval import eval_
 from eosin.cli.export import export
@@ -48,6 +49,7 @@ app.command()(study)
 app.add_typer(recipes, name="recipes")
 app.add_typer(tasks, name="tasks")
 app.add_typer(zoo, name="zoo")
+app.command()(doctor)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,7 +2,8 @@
 
 Processes read blocks of tiles ahead (tiles/grid_stream.py) while the device encodes; vectors go into the h5 of their
 slide batch by batch, so memory does not grow with a slide. A slide that fails is a line in failures.csv and the others
-go on. Under torchrun each process takes its share of the slides. What the folder holds is embed_folder.py's.
+go on. Under torchrun each process takes its share of the slides, in an array of jobs each job its part, on a Ray
+cluster each GPU the next slide (embed_fleet.py). What the folder holds is embed_folder.py's.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,12 +21,13 @@ import torch
 from eosin.distributed import World, world
 from eosin.errors import CohortError, DataError
 from eosin.features.embed_folder import COHORT_FILE, EmbeddingFolder, EmbeddingSettings, wanted_scale
-from eosin.features.embed_run import Embedding, EmbeddingRun
+from eosin.features.embed_run import Embedding, EmbeddingRun, share
 from eosin.features.encoder import Encoder
 from eosin.features.extract import find_device
 from eosin.features.load import load_model
 from eosin.features.pyramid_file import is_pyramid, load_pyramid_block
 from eosin.files import PathLike, check_writable, write_json
+from eosin.fleet import FleetError, exclude_each_other, part_of
 from eosin.progress import say
 from eosin.slides import Cohort
 
@@ -57,6 +59,9 @@ def embed_slides(
     where: str | None = None,
     fresh: bool = False,
     stage: str = "tile",
+    ray: str | None = None,
+    part: str | None = None,
+    verbose: bool = False,
 ) -> EmbeddingRun:
     """Embed all tissue tiles of slides into `out`/SLIDE_ID.h5 (TRIDENT's layout). Again with the same words resumes.
 
@@ -73,40 +78,106 @@ def embed_slides(
         where: an expression over cohort columns. fresh: drop the features that `out` holds.
         stage: tile; of an exported pyramid also region or slide: one table for all slides, regions.parquet or
             slides.parquet, with the tiles that the pyramid was trained on.
+        ray: embed on a Ray cluster (`eosin.fleet.fleet`): local, auto, HOST:PORT or ray://HOST:PORT; a process a GPU,
+            or a core where it has none. part: I/N, every N-th slide only, into the same folder. verbose: Ray's log too.
 
     Raises EosinError subclasses, one line: bad words, a folder made with other settings, no slide that worked.
     """
-    place = _device(device)
     if precision is not None and precision not in PRECISIONS:
         raise DataError(f"unknown precision {precision!r}: {', '.join(PRECISIONS)}")
+    own = part_of(part) if part else (1, 1)
+    if part:
+        exclude_each_other("--part", ray=ray, fresh=fresh)
     if stage != "tile":
+        if ray or part:
+            raise DataError(f"--stage {stage} is for one machine: without --ray and --part")
         given = (mpp, size, stride, pooling, weights, input_size) != (None,) * 6 or random_init or tokens or clam
-        return _embed_upper(model, slides, Path(out), stage, place, precision, batch, mpp_csv, where, fresh, given)
-    encoder, word = model, getattr(model, "name", str(model))
-    if not isinstance(encoder, Encoder):
-        encoder = load_model(encoder, weights, random_init, pooling, input_size, None, seed)
-        if size is None and is_pyramid(str(model)):
-            size = load_pyramid_block(str(model)).size_px
-    encoder = encoder.to(place)
-    precision = precision or ("bf16" if place.type == "cuda" else "fp32")
-    settings = _settings(encoder, mpp, size, stride, min_foreground, precision, tokens)
-    folder = EmbeddingFolder(check_writable(Path(out)))
+        return _embed_upper(
+            model, slides, Path(out), stage, _device(device), precision, batch, mpp_csv, where, fresh, given
+        )
+    load = Loading(model, weights, random_init, pooling, input_size, seed)
+
+    def begin(encoder: Encoder, kind: str, here: World) -> tuple[EmbeddingFolder, EmbeddingSettings, Cohort]:
+        """Settings, a folder that is ready for them, and the slides; kind of the device: cpu or cuda."""
+        chosen = precision or ("bf16" if kind == "cuda" else "fp32")
+        settings = _settings(encoder, mpp, load.size(size), stride, min_foreground, chosen, tokens)
+        folder = EmbeddingFolder(check_writable(Path(out)))
+        if here.is_first:
+            folder.prepare(settings, fresh, alone=part is None)
+        cohort = _cohort(slides, folder.folder, mpp_csv, where, alone=here.size == 1 and part is None, ray=ray)
+        if here.is_first:
+            told = {"cohort": str(cohort.path), "cohort_hash": cohort.hash}
+            folder.describe(settings, encoder, load.word, told)
+        return folder, settings, cohort
+
+    if ray is not None:
+        from eosin.features.embed_fleet import embed_on_fleet
+
+        done = embed_on_fleet(load, begin, ray, device, workers, batch, clam, verbose)
+        return _told(done, EmbeddingFolder(Path(out)), own)
+    place = _device(device)
+    encoder = load.encoder().to(place)
     with world(place) as here:
-        if here.is_first:
-            folder.prepare(settings, fresh)
-        cohort = _cohort(slides, folder.folder, mpp_csv, where, here)
-        if here.is_first:
-            folder.describe(settings, encoder, word, {"cohort": str(cohort.path), "cohort_hash": cohort.hash})
+        folder, settings, cohort = begin(encoder, place.type, here)
         token = here.first(f"{time.time_ns()}")
-        run = Embedding(encoder, cohort, folder, settings, batch or (256 if place.type == "cuda" else 32), clam)
-        done = run.embed(run.share(here), _workers(workers, place))
+        run = Embedding(encoder, cohort, folder, settings, batch or default_batch(place.type), clam)
+        done = run.embed(share(cohort, here, own), _workers(workers, place))
         done = _merged(done, here, folder.folder / f".ranks-{token}")
-        if here.is_first:
-            folder.write_failures(done.failures)
-            say(done.told)
+        return _told(done, folder, own) if here.is_first else _not_in_vain(done)
+
+
+def default_batch(kind: str) -> int:
+    """Tiles a forward pass on a kind of device, cpu or cuda."""
+    return 256 if kind == "cuda" else 32
+
+
+def _told(done: EmbeddingRun, folder: EmbeddingFolder, part: tuple[int, int]) -> EmbeddingRun:
+    """Write what failed and say what was done."""
+    done.failures_file = folder.write_failures(done.failures, part).name
+    say(done.told)
+    return _not_in_vain(done)
+
+
+def _not_in_vain(done: EmbeddingRun) -> EmbeddingRun:
     if not done.slides and not done.finished and done.failures:
         raise DataError("no slide could be embedded; {}: {}".format(*next(iter(done.failures.items()))))
     return done
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The words that `load_model` makes an encoder of; or an encoder."""
+
+    model: PathLike | Encoder
+    weights: PathLike | None = None
+    random_init: bool = False
+    pooling: str | None = None
+    input_size: int | None = None
+    seed: int = 0
+
+    @property
+    def word(self) -> str:
+        """The model as the user named it."""
+        return str(getattr(self.model, "name", self.model))
+
+    def encoder(self) -> Encoder:
+        """The encoder, on the CPU where it is loaded now."""
+        if isinstance(self.model, Encoder):
+            return self.model
+        return load_model(self.model, self.weights, self.random_init, self.pooling, self.input_size, None, self.seed)
+
+    def size(self, wanted: int | None) -> int | None:
+        """Tile side in px: as wanted, else what a pyramid was trained with, else the encoder's to say (None)."""
+        if wanted is None and not isinstance(self.model, Encoder) and is_pyramid(str(self.model)):
+            return load_pyramid_block(str(self.model)).size_px
+        return wanted
+
+    def anywhere(self) -> Loading:
+        """The same for processes with another working directory; FleetError for an encoder in memory."""
+        if isinstance(self.model, Encoder):
+            raise FleetError("--ray needs a model that each machine can load: a folder or a name, not an Encoder")
+        model = Path(self.model).resolve() if Path(self.model).exists() else self.model
+        return replace(self, model=str(model), weights=self.weights and Path(self.weights).resolve())
 
 
 def _embed_upper(
@@ -132,7 +203,7 @@ def _embed_upper(
     with world(place) as here:
         if here.size > 1:
             raise DataError(f"--stage {stage} runs in one process; share slides out with --where")
-        cohort = _cohort(slides, check_writable(out), mpp_csv, where, here)
+        cohort = _cohort(slides, check_writable(out), mpp_csv, where, alone=True)
         precision = precision or ("bf16" if place.type == "cuda" else "fp32")
         return embed_stage(model, cohort, out, stage, place, precision, batch or 128, fresh)
 
@@ -164,9 +235,14 @@ def _settings(
 
 
 def _cohort(
-    slides: Sequence[PathLike] | PathLike | Cohort, out: Path, mpp_csv: PathLike | None, where: str | None, here: World
+    slides: Sequence[PathLike] | PathLike | Cohort,
+    out: Path,
+    mpp_csv: PathLike | None,
+    where: str | None,
+    alone: bool,
+    ray: str | None = None,
 ) -> Cohort:
-    """The slides to embed: a cohort as it is, or slides indexed now into `out`."""
+    """The slides to embed: a cohort as it is, or slides indexed now into `out`; alone: no other process does too."""
     given = [slides] if isinstance(slides, str | os.PathLike) else slides
     if isinstance(given, Cohort):
         cohort = given
@@ -174,10 +250,10 @@ def _cohort(
         if mpp_csv is not None:
             raise CohortError(f"{given[0]} has its scales already; --mpp-csv belongs to `eosin index`")
         cohort = Cohort.read(given[0])
-    elif here.size > 1:
+    elif not alone:
         raise CohortError("several processes embed a cohort: run `eosin index SLIDES -o cohort.parquet` first")
     else:
-        cohort = Cohort.index(list(given), out / COHORT_FILE, mpp_csv=mpp_csv)
+        cohort = Cohort.index(list(given), out / COHORT_FILE, mpp_csv=mpp_csv, ray=ray)
     if skipped := len(cohort.table) - len(cohort):
         say(f"{cohort.path}: {skipped} of {len(cohort.table)} slides are skipped because they could not be indexed")
     cohort = cohort.where(where) if where else cohort

@@ -89,12 +89,12 @@ class EmbeddingFolder:
             return False
         return (known.get("settings_hash"), known.get("slide_hash")) == (settings_hash, slide_hash)
 
-    def prepare(self, settings: EmbeddingSettings, fresh: bool) -> None:
+    def prepare(self, settings: EmbeddingSettings, fresh: bool, alone: bool = True) -> None:
         """Make the folder ready for a run: refuse what does not belong to it, or (`fresh`) drop its features.
 
-        Files that eosin did not write stay where they are.
+        alone: no other run fills the folder at the same time. Files that eosin did not write stay where they are.
         """
-        for left in self.folder.glob(".ranks-*"):
+        for left in self.folder.glob(".ranks-*") if alone else ():
             shutil.rmtree(left, ignore_errors=True)
         if fresh:
             for path in self.folder.glob("*.h5"):
@@ -132,13 +132,20 @@ class EmbeddingFolder:
         }
         write_json(self.folder / EMBEDDING_FILE, told)
 
-    def write_failures(self, failures: Mapping[str, str]) -> None:
-        """Write failures.csv: slide and error, one line each; only the header where nothing failed."""
+    def write_failures(self, failures: Mapping[str, str], part: tuple[int, int] = (1, 1)) -> Path:
+        """Write failures.csv: slide and error, one line each; only the header where nothing failed.
+
+        A part (number from 1, of how many) has a file of its own, failures-3-of-16.csv, and a whole run replaces them.
+        """
+        path = self.folder / (FAILURES_FILE if part[1] == 1 else f"failures-{part[0]}-of-{part[1]}.csv")
+        for left in self.folder.glob("failures-*-of-*.csv") if part[1] == 1 else ():
+            left.unlink(missing_ok=True)
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["slide", "error"])
         table.writerows((slide, " ".join(error.split())) for slide, error in sorted(failures.items()))
-        write_text(self.folder / FAILURES_FILE, text.getvalue())
+        write_text(path, text.getvalue())
+        return path
 
 
 def wanted_scale(encoder: Encoder, mpp: float | None, size_px: int | None) -> tuple[float, int]:

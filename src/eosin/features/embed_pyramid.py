@@ -3,7 +3,7 @@
 slides.parquet: slide, vector, and what the heads say of each task (logits). regions.parquet: slide, vector, row,
 column (place in the slide's grid of regions), tiles, x, y (corner, level-0 px). What the pyramid was trained on stands
 in the file, so that `eosin mil --slide-features` can say what it had seen. A slide that is done waits in a folder of
-parts until all are.
+parts until all are; so several processes, on several machines that share the folder, may each embed some.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from eosin.distributed import World
 from eosin.errors import DataError, EosinError, OutputError
 from eosin.features.embed_folder import EmbeddingFolder
-from eosin.features.embed_run import EmbeddingRun
+from eosin.features.embed_run import EmbeddingRun, share
 from eosin.features.pyramid_file import ExportedPyramid, load_pyramid
-from eosin.files import PathLike, atomic_path, check_writable, write_json
+from eosin.files import PathLike, atomic_path, check_writable, write_json, write_text
 from eosin.models.pyramid_encode import SlideForward, SlideVectors, encode_slide
 from eosin.models.pyramid_pixels import Pixels
 from eosin.progress import progress_bar, say
@@ -48,48 +50,123 @@ def embed_stage(
     precision: str,
     batch: int,
     fresh: bool,
+    here: World | None = None,
+    part: tuple[int, int] = (1, 1),
 ) -> EmbeddingRun:
     """Embed all slides of a cohort into `out`/regions.parquet or slides.parquet; again goes on where it stopped.
 
-    Raises EosinError, one line: no pyramid, no slide that worked. What fails is a line of failures.csv.
+    here: the processes that share the slides out, this one without. part: I of N calls, on machines of any number, each
+    with its share of the slides; whichever of them all finds that no slide is missing writes the table. What is told is
+    of this process. Raises EosinError, one line: no pyramid, no slide that worked. What fails is a line of
+    failures.csv.
     """
-    made = load_pyramid(model, device)
-    settings = SlideForward(tile_chunk=batch, precision="bf16" if precision == "bf16" else "fp32")
-    key = hash_of([made.hash, made.block.model_dump(mode="json"), precision, stage])
-    parts = check_writable(out) / f".{stage}-parts"
-    if fresh:
-        shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(exist_ok=True)
-    run = EmbeddingRun(str(out))
-    begun, rows = time.perf_counter(), cohort.usable.to_dict("records")
-    with progress_bar("embed", len(rows), "slides") as bar:
-        for number, row in enumerate(rows):
-            mask = Foreground(cohort.foreground(number), cohort.foreground_mpp(number))
-            path = parts / f"{hash_of([key, row['slide_id'], row_digest(row, mask.mask)])}.npz"
-            try:
-                if path.is_file():
-                    run.finished += 1
-                else:
-                    run.tiles += _embed(made, row, mask, stage, settings, path)
-                    run.slides += 1
-            except OutputError:
-                raise
-            except EosinError as error:
-                run.failures[row["slide_id"]] = str(error)
-            rows[number]["part"] = path
-            bar.advance()
-    run.seconds = time.perf_counter() - begun
-    done = [row for row in rows if row["slide_id"] not in run.failures]
-    EmbeddingFolder(out).write_failures(run.failures)
-    if not done:
-        raise DataError("no slide could be embedded; {}: {}".format(*next(iter(run.failures.items()))))
-    told = _told(made, str(model), cohort, stage, key)
-    _write_table(out / f"{stage}s.parquet", done, told)
-    write_json(out / f"{stage}s.json", told)
-    if not run.failures:  # else they spare the others when the same command runs again
-        shutil.rmtree(parts, ignore_errors=True)
+    here = here or World()
+    work = StageEmbedding(model, cohort, out, stage, device, precision, batch)
+    here.from_first(lambda: work.prepare(fresh))
+    run = work.embed(share(cohort, here, part), fresh)
     say(run.told)
+    if missing := work.finish():
+        say(f"{missing} of {len(work.rows)} slides are still to be embedded by others; the last one writes the table")
     return run
+
+
+class StageEmbedding:
+    """The slides of a cohort on their way into one table."""
+
+    def __init__(
+        self,
+        model: PathLike,
+        cohort: Cohort,
+        out: Path,
+        stage: str,
+        device: torch.device,
+        precision: str,
+        batch: int,
+    ) -> None:
+        self.made, self.word = load_pyramid(model, device), str(model)
+        self.cohort, self.out, self.stage = cohort, out, stage
+        self.settings = SlideForward(tile_chunk=batch, precision="bf16" if precision == "bf16" else "fp32")
+        self.key = hash_of([self.made.hash, self.made.block.model_dump(mode="json"), precision, stage])
+        self.parts, self.table = out / f".{stage}-parts", out / f"{stage}s.parquet"
+        self.rows: list[dict[str, Any]] = cohort.usable.to_dict("records")
+        for number, row in enumerate(self.rows):
+            slide_hash = row_digest(row, self.mask(number).mask)
+            row["part"] = self.parts / f"{hash_of([self.key, row['slide_id'], slide_hash])}.npz"
+            row["failed"] = row["part"].with_suffix(".failed")
+
+    def mask(self, number: int) -> Foreground:
+        """The tissue of a slide."""
+        return Foreground(self.cohort.foreground(number), self.cohort.foreground_mpp(number))
+
+    def prepare(self, fresh: bool) -> None:
+        """Make room for what is embedded, slide by slide; fresh: drop the table."""
+        check_writable(self.out)
+        if fresh:
+            self.table.unlink(missing_ok=True)
+        if not self._is_written():
+            self.parts.mkdir(exist_ok=True)
+
+    def embed(self, numbers: Sequence[int], fresh: bool = False) -> EmbeddingRun:
+        """Embed the slides `numbers` that are not there yet (`fresh`: all), each into a file of its own."""
+        run, begun = EmbeddingRun(str(self.out)), time.perf_counter()
+        if self._is_written():
+            run.finished = len(numbers)
+            return run
+        for number in numbers:
+            self.rows[number]["failed"].unlink(missing_ok=True)  # is tried again
+            if fresh:
+                self.rows[number]["part"].unlink(missing_ok=True)
+        with progress_bar("embed", len(numbers), "slides") as bar:
+            for number in numbers:
+                row = self.rows[number]
+                try:
+                    if row["part"].is_file():
+                        run.finished += 1
+                    else:
+                        run.tiles += _embed(self.made, row, self.mask(number), self.stage, self.settings, row["part"])
+                        run.slides += 1
+                except OutputError:
+                    raise
+                except EosinError as error:
+                    run.failures[row["slide_id"]] = str(error)
+                    write_text(row["failed"], str(error))
+                bar.advance()
+        run.seconds = time.perf_counter() - begun
+        return run
+
+    def finish(self) -> int:
+        """Write table and failures.csv if all slides were tried; returns how many were not.
+
+        Two processes that find so at the same time write the same. Raises DataError where no slide could be embedded.
+        """
+        failures: dict[str, str] = {}
+        done = [row for row in self.rows if row["part"].is_file()]
+        try:
+            for row in self.rows:
+                if not row["part"].is_file() and row["failed"].is_file():
+                    failures[row["slide_id"]] = row["failed"].read_text()
+            if missing := len(self.rows) - len(done) - len(failures):
+                return 0 if self._is_written() else missing
+            EmbeddingFolder(self.out).write_failures(failures)
+            if not done:
+                raise DataError("no slide could be embedded; {}: {}".format(*next(iter(failures.items()))))
+            told = _told(self.made, self.word, self.cohort, self.stage, self.key)
+            _write_table(self.table, done, told)
+            write_json(self.table.with_suffix(".json"), told)
+        except FileNotFoundError:
+            if not self._is_written():  # by another process, which has tidied up meanwhile
+                raise
+        if not failures:  # else they spare the others when the same command runs again
+            shutil.rmtree(self.parts, ignore_errors=True)
+        return 0
+
+    def _is_written(self) -> bool:
+        """Whether the table holds the vectors of all slides, by this model."""
+        if not self.table.is_file():
+            return False
+        told = json.loads((pq.read_schema(self.table).metadata or {}).get(KEY, b"{}"))
+        wanted = {"settings_hash": self.key, "cohort_hash": self.cohort.hash}
+        return not self.parts.is_dir() and all(told.get(name) == value for name, value in wanted.items())
 
 
 def _embed(

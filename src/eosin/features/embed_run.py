@@ -22,7 +22,6 @@ from eosin.features.encoder import Encoder
 from eosin.features.h5 import FeatureWriter, feature_writer, write_clam
 from eosin.progress import Bar, progress_bar
 from eosin.slides import Cohort, Foreground
-from eosin.slides.cohort import row_digest
 from eosin.tiles.grid import TileGrid, tissue_grid
 from eosin.tiles.grid_stream import MAX_UPSAMPLE, GridPart, GridSlide, ReaderDied, read_grids
 
@@ -37,6 +36,7 @@ class EmbeddingRun:
     tiles: int = 0
     seconds: float = 0.0
     failures: dict[str, str] = field(default_factory=dict)
+    failures_file: str = "failures.csv"
 
     @property
     def told(self) -> str:
@@ -45,9 +45,20 @@ class EmbeddingRun:
         rate = f", {3600 * self.slides / self.seconds:,.1f} slides/h, {per_second:,.1f} tiles/s" if self.slides else ""
         before = f" ({self.finished} were there)" if self.finished else ""
         count = len(self.failures)
-        failed = f"{count} failure{'' if count == 1 else 's'}" + (f", see {self.folder}/failures.csv" if count else "")
+        failed = f"{count} failure{'' if count == 1 else 's'}" + (
+            f", see {self.folder}/{self.failures_file}" if count else ""
+        )
         slides = f"{self.slides} slide{'' if self.slides == 1 else 's'}"
         return f"{slides} embedded{before}, {self.tiles:,} tiles{rate}, {failed}"
+
+
+def share(cohort: Cohort, here: World, part: tuple[int, int] = (1, 1)) -> list[int]:
+    """Usable slides of this process: every n-th of those with most tissue first, so shares are alike.
+
+    part: (number from 1, of how many); the part's slides are shared by the processes of `here`.
+    """
+    order = np.argsort(-cohort.usable["tissue_mm2"].to_numpy(float), kind="stable")[part[0] - 1 :: part[1]]
+    return [int(number) for number in order[here.rank :: here.size]]
 
 
 class Embedding:
@@ -64,19 +75,14 @@ class Embedding:
     ) -> None:
         self.encoder, self.cohort, self.folder, self.settings = encoder, cohort, folder, settings
         self.batch, self.clam = batch, clam
-        self.rows = cohort.usable.to_dict("records")
         self.run = EmbeddingRun(str(folder.folder))
         self.grids: dict[int, tuple[TileGrid, str]] = {}
         self._told = 0.0  # slides that the bar was told of
 
-    def share(self, here: World) -> list[int]:
-        """Usable slides of this process: every `size`-th of those with most tissue first, so shares are alike."""
-        order = np.argsort(-self.cohort.usable["tissue_mm2"].to_numpy(float), kind="stable")
-        return [int(number) for number in order[here.rank :: here.size]]
-
     def embed(self, numbers: Sequence[int], workers: int) -> EmbeddingRun:
-        """Embed the slides `numbers`; a slide that takes its readers down is tried again alone."""
+        """Embed the slides `numbers`; a slide that takes its readers down is tried again alone. Counts from 0."""
         start = time.perf_counter()
+        self.run, self._told = EmbeddingRun(str(self.folder.folder)), 0.0
         waiting = list(numbers)
         with progress_bar("embed", len(waiting), "slides") as bar:
             while waiting:
@@ -121,15 +127,14 @@ class Embedding:
         """The slides to read, as the readers come to them; finished ones are passed over, failures noted."""
         for number in numbers:
             begun.append(number)
-            row = self.rows[number]
+            row, slide_hash = self.cohort.row(number), self.cohort.digest(number)
             try:
-                mask = Foreground(self.cohort.foreground(number), self.cohort.foreground_mpp(number))
-                slide_hash = row_digest(row, mask.mask)
                 if self.folder.is_finished(row["slide_id"], self.settings.hash, slide_hash):
                     self.run.finished += 1
                     self._write_clam(row["slide_id"], again=False)
                     continue
                 self.folder.features(row["slide_id"]).unlink(missing_ok=True)  # of another slide or setting
+                mask = Foreground(self.cohort.foreground(number), self.cohort.foreground_mpp(number))
                 grid = self._grid(row, mask)
             except OutputError:
                 raise
@@ -163,7 +168,7 @@ class Embedding:
     def _embed_slide(self, number: int, parts: Iterable[GridPart], bar: Bar) -> None:
         """Embed one slide's tiles into its h5."""
         grid, slide_hash = self.grids[number]
-        row = self.rows[number]
+        row = self.cohort.row(number)
         start, done = time.perf_counter(), 0
         attributes = self._attributes(row, grid) | {"slide_hash": slide_hash}
         with feature_writer(
@@ -242,7 +247,7 @@ class Embedding:
             write_clam(folder, self.folder.features(slide_id))
 
     def _fail(self, number: int, error: EosinError) -> None:
-        slide_id = self.rows[number]["slide_id"]
+        slide_id = self.cohort.row(number)["slide_id"]
         self.grids.pop(number, None)
         self.run.failures[slide_id] = str(error)
 

@@ -7,9 +7,16 @@ Where HIPT drops numbers (dropout), ours drops residual branches.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from eosin.models.presets import PRESETS
 from eosin.models.vit import EncoderConfig
@@ -17,12 +24,15 @@ from eosin.tiles.pyramid_grid import REGION_SIDE
 
 
 class StageConfig(BaseModel):
-    """Stage 2 or 3: a ViT over the vectors of a grid with holes (`pyramid_stage.GridEncoder`)."""
+    """Stage 2 or 3: a ViT over the vectors of a grid with holes (`pyramid_stage.GridEncoder`).
+
+    Of depth 0 it is gated attention alone (Ilse et al. 2018), which knows no places: what fits few slides.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     width: int = Field(gt=0)
-    depth: int = Field(gt=0)
+    depth: int = Field(ge=0, description="transformer blocks; 0: none and no positions, only with pool gated")
     heads: int = Field(gt=0)
     mlp_ratio: float = Field(default=4.0, gt=0)
     enter: Literal["if-needed", "linear", "gelu", "relu"] = Field(
@@ -36,18 +46,32 @@ class StageConfig(BaseModel):
     pool: Literal["cls", "gated"] = Field(
         default="cls", description="the vector of a grid: its CLS token, or gated attention over its tokens"
     )
+    standardise: bool = Field(
+        default=False,
+        description="region: tile vectors come in with mean 0 and sd 1, of tiles measured when step 2 begins",
+    )
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     drop_path_law: Literal["uniform", "linear"] = "uniform"
     norm_eps: float = Field(default=1e-6, gt=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        # The blocks' own settings refuse what cannot be.
-        self.blocks(REGION_SIDE)
+        if self.depth == 0 and self.pool != "gated":
+            raise ValueError("depth 0 needs pool gated: without blocks a CLS token sees nothing")
+        if self.depth:  # the blocks' own settings refuse what cannot be
+            self.blocks(REGION_SIDE)
         return self
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `standardise` where it is off: hashes of recipes and exports from before it are theirs."""
+        told: dict[str, Any] = whole(self)
+        if not self.standardise:
+            told.pop("standardise", None)
+        return told
+
     def blocks(self, grid: int) -> EncoderConfig:
-        """The settings of the stage's transformer blocks; `grid`: side of its position table."""
+        """The settings of the stage's transformer blocks, where it has some; `grid`: side of its position table."""
         return EncoderConfig(
             width=self.width,
             depth=self.depth,
@@ -77,6 +101,12 @@ class PyramidConfig(BaseModel):
     region: StageConfig
     slide: StageConfig
     side: int = Field(default=REGION_SIDE, gt=0, description="tiles along a region")
+
+    @model_validator(mode="after")
+    def _standardises(self) -> Self:
+        if self.slide.standardise:
+            raise ValueError("only tile vectors can be standardised (region): those of regions are still being learned")
+        return self
 
 
 def _exaone() -> PyramidConfig:

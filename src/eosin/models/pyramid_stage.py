@@ -49,15 +49,21 @@ class GridEncoder(nn.Module):
     def __init__(self, width_in: int, config: StageConfig, side: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        blocks = config.blocks(side)
-        self.rates = tuple(drop_rates(blocks))
+        blocks = config.blocks(side) if config.depth else None
+        self.rates = tuple(drop_rates(blocks)) if blocks is not None else ()
+        self.mean: Tensor
+        self.sd: Tensor
+        if config.standardise:  # until it is measured, nothing changes
+            self.register_buffer("mean", torch.zeros(width_in))
+            self.register_buffer("sd", torch.ones(width_in))
         needed = config.enter != "if-needed" or width_in != config.width
         self.enter = nn.Linear(width_in, config.width) if needed else None
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.pool == "cls" else None
         self.prefix = int(config.pool == "cls")
         rows = self.prefix + side * side
-        self.pos_embed = nn.Parameter(torch.zeros(1, rows, config.width)) if config.positions == "table" else None
-        self.blocks = nn.ModuleList([Block(blocks) for _ in range(config.depth)])
+        table = config.positions == "table" and blocks is not None
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows, config.width)) if table else None
+        self.blocks = nn.ModuleList([Block(blocks) for _ in range(config.depth)] if blocks is not None else [])
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         gated = config.pool == "gated"
         self.gate = GatedAttention(config.width, min(config.width, GATE_WIDTH), 1, True) if gated else None
@@ -112,6 +118,8 @@ class GridEncoder(nn.Module):
 
     def entered(self, vectors: Tensor) -> Tensor:
         """[T, width_in] -> [T, D] in the precision of `vectors`, under autocast too, as the residual stream must be."""
+        if self.config.standardise:
+            vectors = (vectors - self.mean) / self.sd
         x = vectors if self.enter is None else self.enter(vectors).to(vectors.dtype)
         if self.config.enter == "gelu":
             return F.gelu(x)
@@ -133,7 +141,7 @@ class GridEncoder(nn.Module):
             many = len(list(same))
             crops.append(many)
             tokens.append(self.prefix + count)
-            if self.config.positions == "rotary":
+            if self.config.positions == "rotary" and self.config.depth:
                 span = slice(done, done + many * count)
                 # CLS stands at 0, the corner of the box.
                 row, column = (F.pad(x[span].view(many, 1, count), (self.prefix, 0)) for x in (grids.row, grids.column))

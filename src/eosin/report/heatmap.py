@@ -45,6 +45,7 @@ from eosin.report.heatmap_paint import (
 )
 from eosin.report.heatmap_values import Floats, Heads, Values, concentration, percentiles, values_of
 from eosin.slides import Slide
+from eosin.slides.uri import is_uri
 
 OVERVIEW_PX = 2000
 OME_MPP = 4.0
@@ -112,7 +113,7 @@ def heatmap(
 
     started = time.perf_counter()
     chosen = options or HeatmapOptions()
-    if not Path(slide).exists():
+    if not is_uri(slide) and not Path(slide).exists():
         raise SlideError(f"{slide}: no such slide")
     files = HeatmapFiles(check_writable(out))
     _refuse_other_slide(files, Path(slide).name)
@@ -124,7 +125,7 @@ def heatmap(
         source = embedded(heads, Path(slide), files.root / "features", model, stride, mpp_csv, device)
     found = read_features(source)
     check_model(heads, found.attributes, source)
-    with open_scaled(slide, mpp_csv, found.attributes) as opened:
+    with open_scaled(slide, mpp_csv, found.attributes, source) as opened:
         tiles = tiles_of(found.coords, found.attributes, opened, source)
         values = values_of(heads, found.features, chosen.what, chosen.task, chosen.branch, chosen.scale)
         told: dict[str, Any] = {

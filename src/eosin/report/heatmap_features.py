@@ -29,7 +29,8 @@ def feature_file(path: PathLike, slide: PathLike) -> Path:
     given, stem = Path(path), Path(slide).stem
     if not given.is_dir():
         return given
-    name = _embedded_as(given, Path(slide))
+    row = _embedded_row(given, Path(slide))
+    name = None if row is None else str(row.slide_id)
     if name is None and all((given / other).is_file() for other in (EMBEDDING_FILE, f"{stem}.h5", f"{stem}-2.h5")):
         raise DataError(f"{given} has features of several slides named {stem}; give --features {given}/NAME.h5")
     found = given / f"{name or stem}.h5"
@@ -38,32 +39,39 @@ def feature_file(path: PathLike, slide: PathLike) -> Path:
     return found
 
 
-def _embedded_as(folder: Path, slide: Path) -> str | None:
-    """The slide_id under which the folder's cohort has this very file; None where that cannot be known."""
+def _embedded_row(folder: Path, slide: Path) -> Any | None:
+    """The row of this very file in the cohort that the folder was embedded from; None where that cannot be known."""
     from eosin.slides import Cohort
 
     try:
         told = json.loads((folder / EMBEDDING_FILE).read_text(encoding="utf-8"))
         rows = Cohort.read(told["cohort"]).usable
         here = slide.resolve()
-        return next((str(row.slide_id) for row in rows.itertuples() if Path(str(row.path)).resolve() == here), None)
+        return next((row for row in rows.itertuples() if Path(str(row.path)).resolve() == here), None)
     except (OSError, ValueError, KeyError, TypeError, EosinError):
         return None
 
 
-def open_scaled(slide: PathLike, mpp_csv: PathLike | None, attributes: dict[str, Any]) -> Slide:
-    """Open the slide; its scale, where the file does not say it, from `mpp_csv` or from its features."""
+def open_scaled(
+    slide: PathLike, mpp_csv: PathLike | None, attributes: dict[str, Any], features: Path | None = None
+) -> Slide:
+    """Open the slide; its scale, where the file does not say it, from `mpp_csv` or from its features.
+
+    features: their file. Where the cohort beside it has the slide, the reader is the one that read it then.
+    """
     from eosin.slides.listing import match_names, read_mpp
 
     path = Path(slide)
     stated = match_names(read_mpp(mpp_csv), {path.stem: str(path)}, mpp_csv).get(path.stem)
+    row = None if features is None else _embedded_row(features.parent, path)
+    reader = getattr(row, "reader", None) or None
     try:
-        return open_slide(path, stated)
+        return open_slide(path, stated, reader)
     except SlideError:
         known = attributes.get("level0_mpp")
         if stated is not None or not known or known != attributes.get("level0_mpp_y", known):
             raise
-        return open_slide(path, float(known))
+        return open_slide(path, float(known), reader)
 
 
 def embedded(

@@ -49,7 +49,7 @@ class ImageSlide(Slide):
         self._pixels: list[Pixels] | None = None
         self._lock = threading.Lock()
 
-    def _read(self, level: int, column: int, row: int, width: int, height: int) -> Pixels:
+    def _read(self, level: int, column: int, row: int, width: int, height: int, whole_tiles: bool = False) -> Pixels:
         with self._lock:
             if self._pixels is None:
                 self._pixels = _halved(self._decode(), self.levels)

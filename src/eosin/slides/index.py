@@ -2,15 +2,17 @@
 
 A slide that cannot be read, and even one that kills the process that reads it, becomes a row with status
 `error`. Rows are journalled beside the output as they are made; a rerun keeps those whose file (path, size,
-time) and stated µm/px are the same, from the journal and from the finished cohort. Errors are tried again.
+time) and stated µm/px are the same, from the journal and from the finished cohort. Errors are tried again. A part
+of the slides (`index_part`) only fills its journal; indexing all of them joins what the parts made.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,18 +21,20 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from eosin.errors import CohortError, OutputError, SlideError
+from eosin.errors import CohortError, OutputError, SlideError, StoreDown
 from eosin.files import PathLike, check_writable
 from eosin.progress import progress_bar, say
 from eosin.provenance import file_identity, hash_of
-from eosin.slides.cohort import COLUMNS, Cohort, row_digest, write_cohort
-from eosin.slides.foreground import find_foreground
-from eosin.slides.journal import Journal, rows_of
+from eosin.slides.annotations import DEFAULT_CHOICE, ForegroundChoice, choose_foregrounds, write_annotations
+from eosin.slides.cohort import Cohort
+from eosin.slides.cohort_file import COLUMNS, row_digest, write_rows
+from eosin.slides.journal import KnownRows, journal_path
 from eosin.slides.listing import find_slides, match_names, name_slides, read_metadata, read_mpp
 from eosin.slides.page import write_page
 from eosin.slides.reader import Slide, open_slide
+from eosin.slides.uri import is_uri
 
-ROW_VERSION = 2  # raised when the same file would give another row: foreground rule, reader
+ROW_VERSION = 2  # raised when the same file would give another row; foreground rules have their own
 THUMBNAIL_PX = 512
 _SHOWN_ERRORS = 20
 
@@ -45,6 +49,7 @@ class Job(NamedTuple):
     mpp: float | None
     key: str
     reader: str | None = None
+    foreground: ForegroundChoice = DEFAULT_CHOICE
 
 
 def index_slides(
@@ -58,6 +63,12 @@ def index_slides(
     fresh: bool = False,
     html: PathLike | None = None,
     reader: str | None = None,
+    foreground: str = "density",
+    annotations: PathLike | None = None,
+    annotation_classes: Sequence[str] = (),
+    geojson: PathLike | None = None,
+    ray: str | None = None,
+    verbose: bool = False,
 ) -> Cohort:
     """Index slides into the cohort file `out`.
 
@@ -72,41 +83,120 @@ def index_slides(
         fresh: read all slides again.
         html: where to write a page with thumbnails, tissue outlines and numbers.
         reader: "openslide" to read all slides through OpenSlide; None for the quickest reader of each.
+        foreground: the rule that finds tissue: "density", "any-stain", "clam" or "otsu".
+        annotations: folder of GeoJSON, one file a slide, which goes before the rule; see
+            `eosin.slides.annotations`.
+        annotation_classes: the classes of annotation that count as foreground; empty for all.
+        geojson: folder to write the foreground of every usable slide to, for QuPath.
+        ray: read on a Ray cluster (`eosin.fleet.fleet`): local, auto, HOST:PORT or ray://HOST:PORT; `workers` is then
+            the number of processes, None for one a core of the cluster. verbose: with Ray's own log.
 
     Raises:
         CohortError: nothing to index, no usable slide, with `strict` any failed slide, or names that match
         two slides.
             The cohort is written before it tells of slides.
         OutputError: `out` cannot be written.
+        FleetError: `ray` cannot be used.
     """
+    target, jobs, own_of = _jobs(
+        paths, out, metadata, mpp_csv, exclude, reader, foreground, annotations, annotation_classes, geojson
+    )
+    _check_target(target, [job.path for job in jobs])
+    with KnownRows(target, fresh) as rows:
+        _read_missing(jobs, rows, target, workers, ray, verbose)
+        _write(target, jobs, rows, own_of)
+        rows.finish()
+    cohort = Cohort.read(target)
+    if html is not None:
+        write_page(cohort, html)
+    if geojson is not None:
+        write_annotations(cohort, geojson)
+    _tell(cohort, strict)
+    return cohort
+
+
+def index_part(
+    paths: Sequence[PathLike],
+    out: PathLike,
+    part: tuple[int, int],
+    metadata: PathLike | None = None,
+    mpp_csv: PathLike | None = None,
+    workers: int | None = None,
+    exclude: Sequence[str] = (),
+    reader: str | None = None,
+    foreground: str = "density",
+    annotations: PathLike | None = None,
+    annotation_classes: Sequence[str] = (),
+) -> tuple[int, int]:
+    """Read part `part` = (number from 1, of how many) of the slides into a journal beside `out`; (good, failed) slides.
+
+    Every n-th slide in order of path, so parts are the same whoever asks. `index_slides` with the same words joins what
+    the parts made: it reads what is missing and tries errors again. Other words and errors: see there.
+    """
+    target, jobs, _ = _jobs(
+        paths, out, metadata, mpp_csv, exclude, reader, foreground, annotations, annotation_classes, None, part
+    )
+    with KnownRows(target, part=part) as rows:
+        _read_missing(jobs, rows, target, workers, None, False)
+        good = sum(bool(rows.digest(job.key)) for job in jobs)
+    counts = f"{_count(len(jobs), 'slide')}, {good} ok, {_count(len(jobs) - good, 'error')}"
+    say(
+        f"part {part[0]} of {part[1]}: {counts}, kept in {journal_path(target, part)}; after all parts: "
+        "the same command without --part"
+    )
+    return good, len(jobs) - good
+
+
+def _jobs(
+    paths: Sequence[PathLike],
+    out: PathLike,
+    metadata: PathLike | None,
+    mpp_csv: PathLike | None,
+    exclude: Sequence[str],
+    reader: str | None,
+    foreground: str,
+    annotations: PathLike | None,
+    annotation_classes: Sequence[str],
+    geojson: PathLike | None,
+    part: tuple[int, int] | None = None,
+) -> tuple[Path, list[Job], dict[str, Row]]:
+    """The file to write, what is to be read (of a part: its slides), and the user's columns by slide_id."""
     target = Path(out)
     if target.is_dir():
         raise OutputError(f"{target} is a folder; name the Parquet file, e.g. {target / 'cohort.parquet'}")
     check_writable(target.parent)
     stated_mpp = read_mpp(mpp_csv)
     own = read_metadata(metadata, taken=[name for name in COLUMNS if name not in ("patient", "site", "stain")])
-    slides = name_slides(find_slides(paths, exclude, set(stated_mpp)))
-    _check_target(target, slides.values())
+    identities: dict[str, dict[str, int | str]] = {}
+    slides = name_slides(find_slides(paths, exclude, set(stated_mpp), identities))
     mpp_of = match_names(stated_mpp, slides, mpp_csv)
     own_of = match_names(own, slides, metadata)
-    jobs = [_job(slide_id, path, mpp_of.get(slide_id), reader) for slide_id, path in slides.items()]
+    choice_of = choose_foregrounds(slides, foreground, annotations, annotation_classes, geojson)
+    taken = list(slides.items())[part[0] - 1 :: part[1]] if part else list(slides.items())
+    jobs = [
+        _job(slide_id, path, mpp_of.get(slide_id), reader, identities.get(path), choice_of[slide_id])
+        for slide_id, path in taken
+    ]
+    return target, jobs, own_of
 
-    rows = {} if fresh else rows_of(target)
+
+def _read_missing(
+    jobs: Sequence[Job], rows: KnownRows, target: Path, workers: int | None, ray: str | None, verbose: bool
+) -> None:
+    """Read the slides of which no row is known."""
     todo = [job for job in jobs if job.key not in rows]
-    with Journal(target, fresh) as journal:
-        with progress_bar("index", len(jobs), "slides") as bar:
-            bar.advance(len(jobs) - len(todo))
-            for job, row in read_all(todo, workers):
-                rows[job.key] = row
-                journal.note(job.key, row)
-                bar.advance(1)
-        _write(target, jobs, rows, own_of)
-        journal.finish()
-    cohort = Cohort.read(target)
-    if html is not None:
-        write_page(cohort, html)
-    _tell(cohort, strict)
-    return cohort
+    if not todo:
+        return
+    if ray is None:
+        read = read_all(todo, workers)
+    else:
+        from eosin.slides.index_fleet import read_on_fleet
+
+        read = read_on_fleet(todo, ray, target.parent, workers, verbose)
+    with closing(read), progress_bar("index", len(jobs), "slides", len(jobs) - len(todo)) as bar:
+        for job, row in read:
+            rows.note(job.key, row)
+            bar.advance(1)
 
 
 def _check_target(target: Path, slides: Iterable[PathLike]) -> None:
@@ -117,12 +207,16 @@ def _check_target(target: Path, slides: Iterable[PathLike]) -> None:
         known = Cohort.read(target).table["path"]
     except CohortError as error:
         raise OutputError(f"{target} is there and is not a cohort; give another -o") from error
-    given = {str(Path(path).resolve()) for path in slides}
-    if left := [path for path in known if str(Path(path).resolve()) not in given]:
+    given = {os.fspath(path) for path in slides}
+    left = [path for path in known if path not in given]
+    if left:  # resolving asks the file system, so only where names differ
+        given = {str(Path(path).resolve()) for path in given}
+        left = [path for path in left if str(Path(path).resolve()) not in given]
+    if left:
         say(f"{target}: {_count(len(left), 'slide')} of the earlier cohort not given now, left out, first {left[0]}")
 
 
-def read_all(jobs: Sequence[Job], workers: int | None) -> Iterator[tuple[Job, Row]]:
+def read_all(jobs: Sequence[Job], workers: int | None) -> Generator[tuple[Job, Row], None, None]:
     """Rows of all jobs, as they come."""
     if workers == 0:
         yield from ((job, read_slide(job)) for job in jobs)
@@ -136,10 +230,7 @@ def read_all(jobs: Sequence[Job], workers: int | None) -> Iterator[tuple[Job, Ro
             alone, crashed = [job], list[Job]()
             yield from _read_until_a_crash(alone, 1, crashed)
             if crashed:
-                yield (
-                    job,
-                    _error_row(job, f"{job.path}: the process that read it crashed; the file may be damaged"),
-                )
+                yield job, crash_row(job)
 
 
 def _read_until_a_crash(waiting: list[Job], workers: int, suspects: list[Job]) -> Iterator[tuple[Job, Row]]:
@@ -177,11 +268,11 @@ def read_slide(job: Job) -> Row:
                 return _error_row(job, f"{job.path}: {slide.damage}; copy it again")
             opened = slide.reader
             return _describe(slide, job)
-    except SlideError as error:
+    except (SlideError, StoreDown) as error:
         refused = _error_row(job, str(error))
     except Exception as error:  # a broken file must not end the indexing of the others
         refused = _error_row(job, f"{job.path}: {type(error).__name__}: {error}")
-    if opened == "tiff" and job.reader is None:
+    if opened == "tiff" and job.reader is None and not is_uri(job.path):
         again = read_slide(job._replace(reader="openslide"))
         return again if again["status"] == "ok" else refused
     return refused
@@ -189,8 +280,8 @@ def read_slide(job: Job) -> Row:
 
 def _describe(slide: Slide, job: Job) -> Row:
     for share in (0.5, 1.0):  # a truncated file often opens, and fails where its bytes end
-        slide.region(share * (slide.width - 64), share * (slide.height - 64), 64, slide.mpp)
-    found = find_foreground(slide)
+        slide.region(share * (slide.width - 64), share * (slide.height - 64), 64, slide.mpp, whole_tiles=True)
+    found, rule = job.foreground.find(slide)
     overview, _ = slide.overview(THUMBNAIL_PX)
     row = _error_row(job, None) | {
         "vendor": slide.vendor,
@@ -203,10 +294,16 @@ def _describe(slide: Slide, job: Job) -> Row:
         "tissue_mm2": found.mm2,
         "foreground": _encode(".png", found.mask.astype(np.uint8) * 255, cv2.IMWRITE_PNG_BILEVEL, 1),
         "foreground_mpp": found.mpp,
+        "foreground_rule": rule,
         "thumbnail": _encode(".jpg", overview[..., ::-1], cv2.IMWRITE_JPEG_QUALITY, 85),
         "status": "ok",
     }
     return row | {"digest": row_digest(row, found.mask)}
+
+
+def crash_row(job: Job) -> Row:
+    """The row of a slide that takes the process that reads it down."""
+    return _error_row(job, f"{job.path}: the process that read it crashed; the file may be damaged")
 
 
 def _error_row(job: Job, error: str | None) -> Row:
@@ -223,17 +320,26 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _job(slide_id: str, path: str, mpp: float | None, reader: str | None) -> Job:
-    return Job(slide_id, path, mpp, hash_of([ROW_VERSION, slide_id, path, file_identity(path), mpp, reader]), reader)
+def _job(
+    slide_id: str,
+    path: str,
+    mpp: float | None,
+    reader: str | None,
+    identity: dict[str, int | str] | None,
+    choice: ForegroundChoice,
+) -> Job:
+    """identity: of a slide in an object store; a file is asked for its own."""
+    pinned = file_identity(path) if identity is None else identity
+    key = hash_of([ROW_VERSION, slide_id, path, pinned, mpp, reader, choice.pin])
+    return Job(slide_id, path, mpp, key, reader, choice)
 
 
-def _write(target: Path, jobs: Sequence[Job], rows: dict[str, Row], own: dict[str, Row]) -> None:
-    made = [rows[job.key] | own.get(job.slide_id, {}) for job in jobs]
+def _write(target: Path, jobs: Sequence[Job], rows: KnownRows, own: dict[str, Row]) -> None:
     extra = list(dict.fromkeys(name for row in own.values() for name in row if name not in COLUMNS))
-    table = pd.DataFrame({name: [row.get(name) for row in made] for name in [*COLUMNS, *extra]}, dtype=object)
-    for name in extra:
-        table[name] = table[name].infer_objects()
-    write_cohort(target, table, [row["digest"] for row in made], [job.key for job in jobs])
+    columns = {name: [own.get(job.slide_id, {}).get(name) for job in jobs] for name in extra}
+    table = pd.DataFrame(columns, index=range(len(jobs)), dtype=object).infer_objects()
+    made = (rows.row(job.key) | own.get(job.slide_id, {}) for job in jobs)
+    write_rows(target, made, table, [rows.digest(job.key) for job in jobs], [job.key for job in jobs])
 
 
 def _tell(cohort: Cohort, strict: bool) -> None:

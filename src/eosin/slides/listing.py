@@ -14,6 +14,8 @@ import pandas as pd
 from eosin.errors import CohortError
 from eosin.files import PathLike
 from eosin.progress import say
+from eosin.slides.remote_listing import find_remote
+from eosin.slides.uri import is_uri
 
 # What is taken from a folder. DICOM is not: many files are one slide there, so one of each series is named.
 SLIDE_SUFFIXES = frozenset(
@@ -25,16 +27,27 @@ IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg"])
 T = TypeVar("T")
 
 
-def find_slides(paths: Sequence[PathLike], exclude: Sequence[str], with_mpp: Set[str]) -> list[str]:
-    """Absolute paths of all slides under `paths`, sorted, each once.
+def find_slides(
+    paths: Sequence[PathLike],
+    exclude: Sequence[str],
+    with_mpp: Set[str],
+    identities: dict[str, dict[str, int | str]] | None = None,
+) -> list[str]:
+    """Absolute paths and URIs of all slides under `paths`, sorted, each once.
 
     Files and what glob patterns match are taken as they are; folders are searched through for files with
-    the suffix of a slide, and for PNG and JPEG files whose name is in `with_mpp`. CohortError where a path
-    does not exist or nothing is found.
+    the suffix of a slide, and for PNG and JPEG files whose name is in `with_mpp`. URIs: see `find_remote`; what
+    pins each of them is put into `identities`. CohortError where a path does not exist or nothing is found.
     """
     found: set[str] = set()
     skipped = 0
     for path in _texts(paths):
+        if is_uri(path):
+            remote = find_remote(path, SLIDE_SUFFIXES)
+            found.update(remote)
+            if identities is not None:
+                identities |= remote
+            continue
         matches = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
         if not matches:
             raise CohortError(f"{path}: no such file or folder, and no file matches it as a pattern")

@@ -52,7 +52,7 @@ class OpenSlideSlide(Slide):
             self._handle.close()
             raise
 
-    def _read(self, level: int, column: int, row: int, width: int, height: int) -> Pixels:
+    def _read(self, level: int, column: int, row: int, width: int, height: int, whole_tiles: bool = False) -> Pixels:
         factor = self._downsamples[level]
         try:
             image = self._handle.read_region((round(column * factor), round(row * factor)), level, (width, height))

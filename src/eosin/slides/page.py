@@ -67,6 +67,7 @@ def _card(cohort: Cohort, n: int, row: dict[Any, Any]) -> str:
         f"{row['width']} × {row['height']} px, {row['mpp_x']:.4g}"
         + (f" × {row['mpp_y']:.4g}" if row["mpp_y"] != row["mpp_x"] else "")
         + f" µm/px, {row['vendor']}<br>{row['tissue_mm2']:.2f} mm² of tissue"
+        + (f" ({html.escape(row['foreground_rule'])})" if isinstance(row.get("foreground_rule"), str) else "")
     )
     said = ", ".join(f"{name} {row[name]}" for name in ("patient", "site", "stain") if not pd.isna(row[name]))
     name = html.escape(row["slide_id"])

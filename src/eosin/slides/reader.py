@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from eosin.errors import RegionError, SlideError
 from eosin.slides.resample import Axis, Pixels, resample
+from eosin.slides.uri import Uri, is_uri
 
 MPP_RANGE = (0.05, 20.0)
 READERS = ("tiff", "openslide", "image")
@@ -25,6 +28,9 @@ HOW_TO_STATE_MPP = "state it with --mpp-csv FILE (columns slide,mpp)"
 
 # Two scales closer than this are one: a pyramid level 4.0004 times smaller serves 4 times the scale.
 SAME_SCALE = 1e-3
+# A stored level may be this much coarser than asked where `max_upsample` lets it: an Aperio pyramid of 0.2525 µm/px
+# has a level of 1.01, and a tile of 1 µm/px would else be made of sixteen times the pixels.
+NEAR_LEVEL = 1.02
 _BAND_PIXELS = 1 << 25
 _LARGEST_REGION = 1 << 27
 _LARGEST_WHOLE = 1 << 28
@@ -73,10 +79,10 @@ class Slide(ABC):
         self.mpp_x, self.mpp_y = (believable_mpp(path, value) for value in mpp)
 
     @abstractmethod
-    def _read(self, level: int, column: int, row: int, width: int, height: int) -> Pixels:
+    def _read(self, level: int, column: int, row: int, width: int, height: int, whole_tiles: bool = False) -> Pixels:
         """Pixels of one level, uint8 [height, width, 3]; the box lies inside the level.
 
-        level: its number in `levels`, halved ones counted on after those.
+        level: its number in `levels`, halved ones counted on after those. whole_tiles: see `region`.
         """
 
     def tile_size(self, level: int) -> tuple[int, int]:
@@ -104,7 +110,13 @@ class Slide(ABC):
         return max(self.mpp_x, self.mpp_y)
 
     def region(
-        self, x: float, y: float, size_px: int | tuple[int, int], mpp: float, max_upsample: float = 1.0
+        self,
+        x: float,
+        y: float,
+        size_px: int | tuple[int, int],
+        mpp: float,
+        max_upsample: float = 1.0,
+        whole_tiles: bool = False,
     ) -> Pixels:
         """Pixels at `mpp` µm/px from the level-0 position (x, y) of the region's top-left corner.
 
@@ -113,6 +125,8 @@ class Slide(ABC):
             size_px: output side, or (width, height), in px of `mpp`.
             mpp: wanted µm/px, the same along x and y.
             max_upsample: how many times finer than the slide `mpp` may be (bilinear then).
+            whole_tiles: decode stored tiles at the lower edge whole, not only the rows that show: for regions beside
+                this one, which then find them kept, and to be told of damage. The pixels are the same.
 
         Returns:
             uint8 RGB [height, width, 3] that covers [x, x + width·mpp/mpp_x) × [y, y + height·mpp/mpp_y)
@@ -125,7 +139,7 @@ class Slide(ABC):
             SlideError: the file cannot be read there.
         """
         width, height = (size_px, size_px) if isinstance(size_px, int | np.integer) else size_px
-        level = self._level_for(mpp, max_upsample)
+        level = self.level_for(mpp, max_upsample)
         if min(width, height) < 1 or not (math.isfinite(x) and math.isfinite(y)):
             raise RegionError(f"{self.path}: no region of {width}x{height} px at ({x}, {y})")
         chosen = self._readable[level]
@@ -136,7 +150,53 @@ class Slide(ABC):
                 f"{self.path}: a region of {width}x{height} px at {mpp:g} µm/px needs "
                 f"{across.length}x{down.length} stored px at once; read it in parts"
             )
-        return resample(self._read_on_white(level, across, down), across, down)
+        return resample(self._read_on_white(level, across, down, whole_tiles), across, down)
+
+    def regions(
+        self, corners: Sequence[tuple[float, float]], size_px: int, mpp: float, max_upsample: float = 1.0
+    ) -> list[Pixels]:
+        """`region` at several places near each other, from one read of the smallest box that holds them all.
+
+        corners: (x, y) of each in level-0 px. The same pixels as `region` gives one by one; stored tiles that several
+        of them touch are decoded once. Raises as `region`, also for damage between the regions.
+        """
+        level = self.level_for(mpp, max_upsample)
+        chosen = self._readable[level]
+        scale_x, scale_y = mpp / (self.mpp_x * chosen.downsample_x), mpp / (self.mpp_y * chosen.downsample_y)
+        across = [Axis.of(x / chosen.downsample_x, scale_x, size_px) for x, _ in corners]
+        down = [Axis.of(y / chosen.downsample_y, scale_y, size_px) for _, y in corners]
+        width, height = _hull(across), _hull(down)
+        if width.length * height.length > _LARGEST_REGION:
+            raise RegionError(f"{self.path}: regions too far apart: {width.length}x{height.length} stored px at once")
+        box = self._read_on_white(level, width, height)
+        return [
+            resample(
+                np.ascontiguousarray(
+                    box[
+                        y.first - height.first : y.first - height.first + y.length,
+                        x.first - width.first : x.first - width.first + x.length,
+                    ]
+                ),
+                x,
+                y,
+            )
+            for x, y in zip(across, down, strict=True)
+        ]
+
+    def expect(
+        self, corners: Sequence[tuple[float, float]], size_px: int, mpp: float, max_upsample: float = 1.0
+    ) -> None:
+        """Says which regions will be read next, so that a slide that is far away fetches them all at once.
+
+        Args as of `regions`. Raises RegionError, SlideError as `region`, StoreDown.
+        """
+        return  # a file is near
+
+    def stored_tile(self, mpp: float, max_upsample: float = 1.0) -> tuple[float, float]:
+        """Width and height in level-0 px of the stored tiles that regions at `mpp` are read from; see `tile_size`."""
+        number = self.level_for(mpp, max_upsample)
+        (width, height), level = self.tile_size(number), self._readable[number]
+        return width * level.downsample_x, height * level.downsample_y
 
     def read_window(self, x: float, y: float, size_px: int, mpp: float, max_upsample: float = 1.0) -> Window:
         """Whole stored tiles around a region, read once, to cut several tiles from at the cost of little more than one.
@@ -161,7 +221,7 @@ class Slide(ABC):
         self, x: float, y: float, size_px: int, mpp: float, max_upsample: float = 1.0
     ) -> tuple[float, float, int, int]:
         """Where `read_window` reads: its corner in level-0 px, width and height in px of `mpp`. Reads nothing."""
-        number = self._level_for(mpp, max_upsample)
+        number = self.level_for(mpp, max_upsample)
         if size_px < 1 or not (math.isfinite(x) and math.isfinite(y)):
             raise RegionError(f"{self.path}: no window of {size_px} px at ({x}, {y})")
         level, (tile_width, tile_height) = self._readable[number], self.tile_size(number)
@@ -181,7 +241,7 @@ class Slide(ABC):
         Pixel (r, c) covers µm [c·mpp, (c+1)·mpp) × [r·mpp, (r+1)·mpp). Read in bands from the coarsest
         level that serves, so memory is bounded and level 0 is touched only where there is no other.
         """
-        chosen = self._readable[self._level_for(mpp, 1.0)]
+        chosen = self._readable[self.level_for(mpp, 1.0)]
         width = math.ceil(self.width * self.mpp_x / mpp - SAME_SCALE)
         height = math.ceil(self.height * self.mpp_y / mpp - SAME_SCALE)
         if width * height > _LARGEST_WHOLE:
@@ -189,7 +249,7 @@ class Slide(ABC):
         rows = _BAND_PIXELS * mpp / (chosen.width * self.mpp_y * chosen.downsample_y)
         band = min(max(int(rows), 1), max(height, 1))
         parts = [
-            self.region(0, top * mpp / self.mpp_y, (max(width, 1), min(band, height - top)), mpp)
+            self.region(0, top * mpp / self.mpp_y, (max(width, 1), min(band, height - top)), mpp, whole_tiles=True)
             for top in range(0, max(height, 1), band)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -200,50 +260,67 @@ class Slide(ABC):
         mpp = max(longest_um / max_px, self.mpp)
         return self.whole(mpp), mpp
 
-    @property
+    @cached_property
     def _readable(self) -> tuple[Level, ...]:
         return (*self.levels, *self.halved_levels)
 
-    def _level_for(self, mpp: float, max_upsample: float) -> int:
+    @cached_property
+    def _scales(self) -> tuple[tuple[int, float, float], ...]:
+        """Levels that can serve a region, coarsest first: number, µm/px along x and y; not one of a damaged shape."""
+        levels = sorted(enumerate(self._readable), key=lambda item: -item[1].downsample_x)
+        return tuple(
+            (number, self.mpp_x * x, self.mpp_y * y) for number, (_, _, x, y) in levels if abs(x - y) <= SAME_SHAPE * x
+        )
+
+    def level_for(self, mpp: float, max_upsample: float = 1.0) -> int:
+        """The level that a region is read from: the coarsest that is fine enough; `levels`, then `halved_levels`.
+
+        max_upsample ≥ 1: the slide, and a level up to NEAR_LEVEL, may be that much coarser than `mpp`. Raises
+        RegionError where the slide is coarser still.
+        """
         if not (math.isfinite(mpp) and mpp > 0):
             raise RegionError(f"{self.path}: {mpp} is no µm/px")
         if self.mpp > mpp * max(max_upsample, 1.0) * (1 + SAME_SCALE):
             raise RegionError(f"{self.path}: {mpp:g} µm/px wanted, the slide has {self.mpp:g} at its finest")
-        chosen, coarsest, wanted = 0, 0.0, mpp * (1 + SAME_SCALE)
-        for index, (_, _, x, y) in enumerate(self._readable):
-            fine_enough = self.mpp_x * x <= wanted and self.mpp_y * y <= wanted
-            if fine_enough and x > coarsest and abs(x - y) <= SAME_SHAPE * x:  # of another shape: a damaged level
-                chosen, coarsest = index, x
-        return chosen
+        wanted = mpp * max(1 + SAME_SCALE, min(max_upsample, NEAR_LEVEL))
+        for number, x, y in self._scales:
+            if x <= wanted and y <= wanted:
+                return number
+        return 0
 
-    def _read_on_white(self, level: int, across: Axis, down: Axis) -> Pixels:
+    def _read_on_white(self, level: int, across: Axis, down: Axis, whole_tiles: bool = False) -> Pixels:
         """The planned box of a level; what lies outside the level is white."""
         width, height, *_ = self._readable[level]
         left, right = min(max(across.first, 0), width), min(max(across.first + across.length, 0), width)
         top, bottom = min(max(down.first, 0), height), min(max(down.first + down.length, 0), height)
         if right - left == across.length and bottom - top == down.length:
-            return self._read(level, left, top, right - left, bottom - top)
+            return self._read(level, left, top, right - left, bottom - top, whole_tiles)
         pixels = np.full((down.length, across.length, 3), 255, np.uint8)
         if right > left and bottom > top:
             inside = (
                 slice(top - down.first, bottom - down.first),
                 slice(left - across.first, right - across.first),
             )
-            pixels[inside] = self._read(level, left, top, right - left, bottom - top)
+            pixels[inside] = self._read(level, left, top, right - left, bottom - top, whole_tiles)
         return pixels
 
 
 def open_slide(
-    path: str | os.PathLike[str], mpp: float | None = None, reader: str | None = None, index: bytes | None = None
+    path: str | os.PathLike[str],
+    mpp: float | None = None,
+    reader: str | None = None,
+    index: bytes | None = None,
+    halve: bool = True,
 ) -> Slide:
     """Open a slide: a tiled TIFF, every other format of OpenSlide, else a plain TIFF, PNG or JPEG.
 
     Args:
-        path: the file.
+        path: the file, or the URI of a tiled TIFF in an object store (`s3://`, `gs://`, `https://`).
         mpp: states the µm per level-0 px and goes before what the file says; without it the file has to say it.
         reader: "tiff", "openslide" or "image", as a cohort keeps it; None for the first of them that reads the file.
             What OpenSlide does not know is an "image" in its stead.
         index: of an earlier `TiffSlide.packed_index`, for reader "tiff".
+        halve: see `TiffSlide`.
 
     Raises:
         SlideError: no such file, not a slide, damaged, or no believable scale (0.05 to 20 µm/px).
@@ -252,6 +329,10 @@ def open_slide(
     from eosin.slides.openslide import OpenSlideSlide, detect_vendor
     from eosin.slides.tiff import NotThisReader, TiffSlide
 
+    if is_uri(path):
+        from eosin.slides.remote_index import open_remote
+
+        return open_remote(Uri.parse(path), mpp, reader, index, halve)
     file = Path(path)
     try:
         if file.is_file() and file.stat().st_size == 0:
@@ -265,7 +346,7 @@ def open_slide(
     vendor = None if reader in ("tiff", "image") else detect_vendor(file)
     if reader == "tiff" or (reader is None and vendor in TIFF_VENDORS):
         try:
-            return TiffSlide(file, mpp, index)
+            return TiffSlide(file, mpp, index, halve=halve)
         except NotThisReader as error:
             if reader == "tiff":
                 raise SlideError(f"{file}: not a tiled TIFF that is read directly: {error}") from error
@@ -314,6 +395,12 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
             ratio_x = ratio_y = float(whole)
         levels.append(Level(width, height, ratio_x, ratio_y))
     return tuple(levels)
+
+
+def _hull(axes: list[Axis]) -> Axis:
+    """The stored pixels of all of `axes`, as they are."""
+    first, last = min(axis.first for axis in axes), max(axis.first + axis.length for axis in axes)
+    return Axis(first, 1.0, last - first, first, last - first, cut=True)
 
 
 def _whole_tiles(start: float, length: float, size: int, tile: int) -> tuple[int, int]:

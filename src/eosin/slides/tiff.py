@@ -2,15 +2,17 @@
 
 A read costs what its tiles cost: their bytes are taken by position (tiff_index.py knows where), decoded once and
 kept for a while in a store shared by all slides (tiff_cache.py), and pasted at whole pixels, so no level is ever
-interpolated. Where a JPEG pyramid lacks a level of half the size, its tiles are decoded at half size, from the
-lower half of their frequencies: for the work of 60 to 75 % of a full decode, about 1 grey level from the mean of
-2 x 2 pixels. Tiles without bytes are white. ICC profiles are not applied.
+interpolated. Of JPEG tiles at the lower edge of a region only the rows that show are decoded, which saves a fifth of
+the work of a random 256-px tile; damage in them is then told of only where the decoder cannot go on, so who wants to
+know reads with `whole_tiles`. Where a JPEG pyramid lacks a level of half the size, its tiles are decoded at half size,
+from the lower half of their frequencies: for the work of 60 to 75 % of a full decode, about 1 grey level from the mean
+of 2 x 2 pixels. Tiles without bytes are white. ICC profiles are not applied.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import numpy as np
 from eosin.errors import SlideError, SlideGone
 from eosin.slides import tiff_cache
 from eosin.slides.reader import Level, Slide, levels_of
-from eosin.slides.resample import Pixels
+from eosin.slides.resample import Axis, Pixels
 from eosin.slides.tiff_codecs import DecodeError, Decoder
 from eosin.slides.tiff_index import TiffIndex, TiffLevel, read_index
 from eosin.slides.tiff_source import ByteSource, FileBytes, Span
@@ -27,6 +29,7 @@ from eosin.slides.tiff_tags import NotThisReader
 __all__ = ["NotThisReader", "TiffSlide"]
 
 _HALF_THERE = 1.6  # a stored level this many times coarser or less takes the place of a halved one
+_TOGETHER = 64  # tiles whose bytes are asked for at once
 _numbers = itertools.count()
 
 
@@ -114,47 +117,70 @@ class TiffSlide(Slide):
         """See `Slide.tile_size`."""
         return self._plan(level).tile
 
-    def _read(self, level: int, column: int, row: int, width: int, height: int) -> Pixels:
+    def expect(
+        self, corners: Sequence[tuple[float, float]], size_px: int, mpp: float, max_upsample: float = 1.0
+    ) -> None:
+        """See `Slide.expect`."""
+        if not self._source.far:
+            return
+        number = self.level_for(mpp, max_upsample)
+        level, plan = self._readable[number], self._plan(number)
+        scale_x, scale_y = mpp / (self.mpp_x * level.downsample_x), mpp / (self.mpp_y * level.downsample_y)
+        tiles: set[int] = set()
+        for x, y in corners:
+            across = _touched(Axis.of(x / level.downsample_x, scale_x, size_px), level.width, plan.tile[0])
+            down = _touched(Axis.of(y / level.downsample_y, scale_y, size_px), level.height, plan.tile[1])
+            tiles |= {row * plan.stored.across + column for row in down for column in across}
+        numbers = sorted(tile for tile in tiles if 0 < plan.stored.counts[tile] <= plan.most_bytes)
+        kept = tiff_cache.shared.get([(self._number, number, tile) for tile in numbers])
+        self._source.prefetch([_span(plan, tile) for tile, there in zip(numbers, kept, strict=True) if there is None])
+
+    def _read(self, level: int, column: int, row: int, width: int, height: int, whole_tiles: bool = False) -> Pixels:
         tile_width, tile_height = self._plan(level).tile
         pixels = np.empty((height, width, 3), np.uint8)
-        first, last = column // tile_width, (column + width - 1) // tile_width
-        for down in range(row // tile_height, (row + height - 1) // tile_height + 1):
-            above = down * tile_height - row
-            top, bottom = max(above, 0), min(above + tile_height, height)
-            before = first * tile_width - column
-            for tile in self._tiles(level, down, first, last):
+        columns = range(column // tile_width, (column + width - 1) // tile_width + 1)
+        rows = range(row // tile_height, (row + height - 1) // tile_height + 1)
+        end = rows.stop * tile_height if whole_tiles else row + height
+        together = max(_TOGETHER // len(columns), 1)
+        for start in range(0, len(rows), together):
+            part = rows[start : start + together]
+            places = itertools.product(part, columns)
+            for (down, across), tile in zip(places, self._tiles(level, part, columns, end), strict=True):
+                above, before = down * tile_height - row, across * tile_width - column
+                top, bottom = max(above, 0), min(above + tile_height, height)
                 left, right = max(before, 0), min(before + tile_width, width)
                 if tile is None:
                     pixels[top:bottom, left:right] = 255
                 else:
                     pixels[top:bottom, left:right] = tile[top - above : bottom - above, left - before : right - before]
-                before += tile_width
         return pixels
 
-    def _tiles(self, level: int, down: int, first: int, last: int) -> Iterator[Pixels | None]:
-        """Tiles `first` … `last` of one row; None for one without bytes."""
+    def _tiles(self, level: int, rows: range, columns: range, end: int) -> Iterator[Pixels | None]:
+        """Tiles row by row, down to the level's pixel row `end`; None for one without bytes."""
         plan, number = self._plan(level), self._number
-        begin = down * plan.stored.across + first
-        end = begin + last - first + 1
-        kept = tiff_cache.shared.get([(number, level, tile) for tile in range(begin, end)])
-        spans = list(zip(plan.stored.offsets[begin:end].tolist(), plan.stored.counts[begin:end].tolist(), strict=True))
-        wanted = [span for tile, span in zip(kept, spans, strict=True) if tile is None and span[1]]
+        stored, height = plan.stored, plan.tile[1]
+        numbers = [down * stored.across + across for down in rows for across in columns]
+        kept = tiff_cache.shared.get([(number, level, tile) for tile in numbers])
+        wanted = [tile for tile, pixels in zip(numbers, kept, strict=True) if pixels is None and stored.counts[tile]]
         data = iter(self._bytes(plan, wanted) if wanted else ())
-        for place, pixels in enumerate(kept):
-            if pixels is None and spans[place][1]:
-                pixels = self._decoded(plan, begin + place, next(data))
-                tiff_cache.shared.put((number, level, begin + place), pixels)
+        for tile, pixels in zip(numbers, kept, strict=True):
+            if pixels is None and stored.counts[tile]:
+                visible = end - tile // stored.across * height
+                pixels = self._decoded(plan, tile, next(data), visible)
+                if len(pixels) == height:
+                    tiff_cache.shared.put((number, level, tile), pixels)
             yield pixels
 
-    def _bytes(self, plan: _Readable, spans: list[Span]) -> list[bytes]:
+    def _bytes(self, plan: _Readable, tiles: list[int]) -> list[bytes]:
+        spans = [_span(plan, tile) for tile in tiles]
         longest = max([count for _, count in spans])
         if longest > plan.most_bytes:
             raise SlideError(f"{self.path}: damaged: a tile of {longest} bytes")
         return self._source.read(spans)
 
-    def _decoded(self, plan: _Readable, number: int, data: bytes) -> Pixels:
+    def _decoded(self, plan: _Readable, number: int, data: bytes, rows: int) -> Pixels:
         try:
-            return plan.decoder.decode(data, plan.half)
+            return plan.decoder.decode(data, plan.half, rows)
         except DecodeError as error:
             down, across = divmod(number, plan.stored.across)
             raise SlideError(
@@ -166,3 +192,13 @@ class TiffSlide(Slide):
         """Close the file and forget its tiles."""
         self._source.close()
         tiff_cache.shared.drop(self._number)
+
+
+def _span(plan: _Readable, tile: int) -> Span:
+    return int(plan.stored.offsets[tile]), int(plan.stored.counts[tile])
+
+
+def _touched(axis: Axis, size: int, tile: int) -> range:
+    """Numbers of the tiles along an axis of `size` px that a box touches."""
+    first, last = max(axis.first, 0), min(axis.first + axis.length, size) - 1
+    return range(first // tile, last // tile + 1) if first <= last else range(0)

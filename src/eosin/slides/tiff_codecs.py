@@ -3,7 +3,8 @@
 A decoder is told how large a tile is, checks the header of the compressed data against it before it decodes,
 and never makes more than that: a tile that claims to be gigabytes is a `DecodeError`. JPEG is decoded by
 libjpeg-turbo with its exact (slow) transform and smooth chroma, so pixels are those of every reader built on
-libjpeg. Warnings of the decoder count as errors: a damaged tile is told of, not handed on.
+libjpeg. Warnings of the decoder count as errors: a damaged tile is told of, not handed on, unless only its upper
+rows are asked for: most damage shows at the end of a stream.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ GREY, RGB, YCC = 1, 2, 6  # TIFF's PhotometricInterpretation
 MAX_TILE_PIXELS = 1 << 24
 _SOI, _EOI, _JFIF = b"\xff\xd8", b"\xff\xd9", b"\xff\xe0"
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # then one byte: 0 RGB, 1 YCbCr
+_FRAME = b"\xff\xc0"  # of a baseline stream: then length, bits, height, width, samples
+_HEADER_BYTES = 4096
+_ROWS_BELOW = 4  # chroma of the row below the last is mixed in
+_ROWS_LEFT_OUT = 16
+_BYTES_LEFT = "extraneous bytes before marker 0xd9"
 _CODESTREAM = b"\xff\x4f\xff\x51"  # JPEG 2000: start, then the size marker
 
 # libjpeg's YCbCr to RGB, in its fixed point of 16 bits
@@ -77,10 +83,16 @@ class Decoder:
         body = tables[2:-2] if tables.startswith(_SOI) and tables.endswith(_EOI) else b""
         # libjpeg guesses the colours of a stream without markers; TIFF's tag knows them
         self._prefix = _SOI + _ADOBE + bytes([coding.photometric == YCC]) + body
+        sides = coding.tile_height.to_bytes(4, "big")[2:] + coding.tile_width.to_bytes(4, "big")[2:]
+        self._frame = _FRAME + bytes([0, 8 + 3 * coding.samples, 8]) + sides + bytes([coding.samples])
 
-    def decode(self, data: bytes, half: bool = False) -> Pixels:
-        """A tile uint8 RGB [tile_height, tile_width, 3], or both sides halved; DecodeError where it is damaged."""
-        return self._jpeg(data, half) if self._coding.compression == JPEG else self._whole(data, half)
+    def decode(self, data: bytes, half: bool = False, rows: int | None = None) -> Pixels:
+        """A tile uint8 RGB [tile_height, tile_width, 3], or both sides halved; DecodeError where it is damaged.
+
+        rows: how many of its upper rows are wanted. Those below them may be left out, which is quicker; damage is then
+        told of only where the decoder cannot go on.
+        """
+        return self._jpeg(data, half, rows) if self._coding.compression == JPEG else self._whole(data, half)
 
     def check(self, data: bytes) -> None:
         """DecodeError where the header of a tile is of a kind that is not decoded here; cheap."""
@@ -104,15 +116,33 @@ class Decoder:
         end = b"" if data[-2:] == _EOI else _EOI
         return b"".join((self._prefix, memoryview(data)[start:], end))
 
-    def _jpeg(self, data: bytes, half: bool) -> Pixels:
-        stream, (height, width) = self._jpeg_stream(data), (side >> half for side in self._shape[:2])
-        room = np.empty((height, width, 3), np.uint8)
-        try:  # the decoder refuses a stream that needs more room, before it begins
-            if half:
-                words = {"min_height": height, "min_width": width, "min_factor": 2}
-                pixels = simplejpeg.decode_jpeg(stream, "RGB", buffer=room, **words)
-            else:
-                pixels = simplejpeg.decode_jpeg(stream, "RGB", buffer=room)
+    def _upper_rows(self, stream: bytes, half: bool, rows: int) -> Pixels | None:
+        """The first `rows` rows of a JPEG tile and some more, None where it has to be decoded whole.
+
+        The height in its header is made smaller, so the decoder stops there. It then finds the bytes that are left
+        and says so; whatever else it says is left to the whole decode to explain.
+        """
+        height = (rows << half) + _ROWS_BELOW
+        at = stream.find(self._frame, 0, _HEADER_BYTES) if height <= self._shape[0] - _ROWS_LEFT_OUT else -1
+        if at < 0:
+            return None
+        begin, end = at + 5, at + 7
+        view = memoryview(stream)
+        shorter = b"".join((view[:begin], height.to_bytes(2, "big"), view[end:]))
+        room = np.empty((height >> half, self._shape[1] >> half, 3), np.uint8)
+        try:
+            _decode(shorter, room, half)
+        except ValueError as error:
+            return room if str(error).endswith(_BYTES_LEFT) else None
+        return None
+
+    def _jpeg(self, data: bytes, half: bool, rows: int | None) -> Pixels:
+        stream = self._jpeg_stream(data)
+        if rows is not None and (upper := self._upper_rows(stream, half, rows)) is not None:
+            return upper
+        room = np.empty((self._shape[0] >> half, self._shape[1] >> half, 3), np.uint8)
+        try:
+            pixels = _decode(stream, room, half)
         except ValueError as error:
             raise DecodeError(str(error)) from error
         if pixels.shape != room.shape:
@@ -172,6 +202,14 @@ class Decoder:
             raise DecodeError(f"a JPEG 2000 stream in parts of {tile_width}x{tile_height} px")
         if data[at + 42 : at + 42 + 3 * samples] != b"\x07\x01\x01" * samples:
             raise DecodeError("JPEG 2000 with subsampled colours or other than 8 bits")
+
+
+def _decode(stream: bytes, room: Pixels, half: bool) -> Pixels:
+    """A JPEG stream into `room`; ValueError for any warning, and for one that needs more room, before it begins."""
+    if half:
+        height, width, _ = room.shape
+        return simplejpeg.decode_jpeg(stream, "RGB", min_height=height, min_width=width, min_factor=2, buffer=room)
+    return simplejpeg.decode_jpeg(stream, "RGB", buffer=room)
 
 
 def _as_rgb(pixels: Pixels) -> Pixels:

@@ -32,7 +32,7 @@ from eosin.slides.tiff_codecs import (
     DecodeError,
     Decoder,
 )
-from eosin.slides.tiff_source import ByteSource
+from eosin.slides.tiff_source import ByteSource, Span
 from eosin.slides.tiff_tags import (
     BITS_PER_SAMPLE,
     COMPRESSION,
@@ -56,6 +56,7 @@ from eosin.slides.tiff_tags import (
     Y_RESOLUTION,
     Directory,
     NotThisReader,
+    prefetch,
     read_directories,
     read_sub_directories,
 )
@@ -147,15 +148,19 @@ def read_index(source: ByteSource) -> TiffIndex:
     directories = read_directories(source)
     if not directories or TILE_OFFSETS not in directories[0]:
         raise NotThisReader("its first image is not tiled")
+    prefetch(directories, source)
     first = directories[0]
     vendor, text = _vendor(first)
     below = read_sub_directories(source, first) if vendor == "ome-tiff" else []
+    prefetch(below, source)
     levels = [_level(part) for part in ([first, *below] if below else directories) if _in_pyramid(part, first, vendor)]
     if vendor == "philips":
         levels = _without_padding(levels, text)
     _check_pyramid(levels, vendor)
-    for level in levels:
-        _check_tiles(source, level)
+    firsts = [_first_tile(source, level) for level in levels]
+    source.prefetch([span for span in firsts if span])
+    for level, span in zip(levels, firsts, strict=True):
+        _check_tile(source, level, span)
     return TiffIndex(vendor, _mpp(first, vendor, text, levels[0]), source.size, tuple(levels))
 
 
@@ -244,16 +249,23 @@ def _check_pyramid(levels: Sequence[TiffLevel], vendor: str) -> None:
         raise NotThisReader("tiles missing at a coarse level, to be filled from a finer one")
 
 
-def _check_tiles(source: ByteSource, level: TiffLevel) -> None:
-    """The header of the level's first tile must be of a kind that is decoded here."""
+def _first_tile(source: ByteSource, level: TiffLevel) -> Span | None:
+    """Where the level's first tile lies, if any has bytes."""
     stored = np.flatnonzero((level.counts > 0) & (level.offsets + level.counts <= source.size))
     if len(stored) == 0:
-        return
+        return None
     count = int(level.counts[stored[0]])
     if count > level.coding.most_bytes:
         raise NotThisReader(f"a tile of {count} bytes")
+    return int(level.offsets[stored[0]]), count
+
+
+def _check_tile(source: ByteSource, level: TiffLevel, span: Span | None) -> None:
+    """The header of a tile must be of a kind that is decoded here."""
+    if span is None:
+        return
     try:
-        Decoder(level.coding).check(source.read([(int(level.offsets[stored[0]]), count)])[0])
+        Decoder(level.coding).check(source.read([span])[0])
     except DecodeError as error:
         raise NotThisReader(str(error)) from error
 

@@ -7,22 +7,26 @@ of images are not read here. Follows TIFF 6.0 and the BigTIFF layout of libtiff.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from eosin.slides.tiff_source import ByteSource
+from eosin.slides.tiff_source import ByteSource, Span
 
 MAX_DIRECTORIES = 512
 MAX_ENTRIES = 1024
 MAX_TEXT = 16 * 2**20  # Philips keeps all its metadata in one tag
+_USUAL_ENTRIES = 16  # of a directory; those of slides have 11 to 20
 
 NEW_SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 IMAGE_DESCRIPTION, SAMPLES_PER_PIXEL, X_RESOLUTION, Y_RESOLUTION, PLANAR_CONFIG = 270, 277, 282, 283, 284
 RESOLUTION_UNIT, SOFTWARE, PREDICTOR, TILE_WIDTH, TILE_LENGTH = 296, 305, 317, 322, 323
 TILE_OFFSETS, TILE_BYTE_COUNTS, SUB_IFDS, SAMPLE_FORMAT, JPEG_TABLES = 324, 325, 330, 339, 347
+_USED = frozenset([BITS_PER_SAMPLE, IMAGE_DESCRIPTION, X_RESOLUTION, Y_RESOLUTION, SOFTWARE, SAMPLE_FORMAT]) | {
+    *(TILE_OFFSETS, TILE_BYTE_COUNTS, SUB_IFDS, JPEG_TABLES)
+}
 
 # TIFF field types: numpy letters of whole numbers, and the size in bytes of all
 _WHOLE = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
@@ -89,11 +93,20 @@ class Directory:
         """The bytes of a tag as they are stored, empty where it is absent."""
         return self._bytes(tag) if tag in self._fields else b""
 
+    def spans(self) -> list[Span]:
+        """Where those values lie that are used and not in the directory itself."""
+        wanted = [tag for tag in _USED & self._fields.keys() if self._fields[tag].inline is None]
+        found = [(self._fields[tag].offset, self._length(tag)) for tag in wanted]
+        return [(offset, length) for offset, length in found if offset + length <= self._source.size]
+
+    def _length(self, tag: int) -> int:
+        return self._fields[tag].values * _SIZES[self._fields[tag].kind]
+
     def _bytes(self, tag: int) -> bytes:
         field = self._fields[tag]
         if field.inline is not None:
             return field.inline
-        length = field.values * _SIZES[field.kind]
+        length = self._length(tag)
         limit = self._source.size if tag in (TILE_OFFSETS, TILE_BYTE_COUNTS) else MAX_TEXT
         if length > min(limit, self._source.size - field.offset):
             raise NotThisReader(f"tag {tag} reaches past the end of the file")
@@ -113,6 +126,11 @@ def read_sub_directories(source: ByteSource, parent: Directory) -> list[Director
     if len(offsets) > MAX_DIRECTORIES:
         raise NotThisReader(f"{len(offsets)} sub-directories")
     return [_directory(source, layout, int(offset))[0] for offset in offsets]
+
+
+def prefetch(directories: Sequence[Directory], source: ByteSource) -> None:
+    """Have all values of tiled images fetched at once that are used of them."""
+    source.prefetch([span for directory in directories if TILE_OFFSETS in directory for span in directory.spans()])
 
 
 class _Layout(NamedTuple):
@@ -152,6 +170,7 @@ def _directory(source: ByteSource, layout: _Layout, offset: int) -> tuple[Direct
     head, entry, pointer = (8, 20, 8) if big else (2, 12, 4)
     if offset + head > source.size:
         raise NotThisReader("a directory lies past the end of the file")
+    source.prefetch([(offset, head + _USUAL_ENTRIES * entry + pointer)])
     count = struct.unpack(order + ("Q" if big else "H"), source.read([(offset, head)])[0])[0]
     length = count * entry + pointer
     if not 0 < count <= MAX_ENTRIES or offset + head + length > source.size:

@@ -3,7 +3,7 @@
 from eosin.tiles.config import MppRange, TilesConfig
 from eosin.tiles.filters import foreground_share, hsv_share
 from eosin.tiles.folder_source import FolderSource
-from eosin.tiles.plan import Address, Source, Tile, TilePlan
+from eosin.tiles.plan import Address, Rejection, Source, Tile, TilePlan
 from eosin.tiles.slide_source import SlideSource
 from eosin.tiles.stream import TileBatch, TileStream
 
@@ -11,6 +11,7 @@ __all__ = [
     "Address",
     "FolderSource",
     "MppRange",
+    "Rejection",
     "SlideSource",
     "Source",
     "Tile",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from eosin.randomness import Words
+
+_UNCHANGED = {"tiles_per_visit": 1, "dct_halving": True}
 
 
 class MppRange(BaseModel):
@@ -41,6 +43,14 @@ class TilesConfig(BaseModel):
     slide_weights: Literal["slide", "tissue"] = Field("slide", description="equal per slide, or by tissue area")
     slides: float = Field(1.0, gt=0.0, le=1.0, description="share of patients used; smaller shares nest in larger")
     distinct_tiles: int | None = Field(None, ge=1, description="tile i is tile i mod this")
+    tiles_per_visit: int = Field(1, ge=1, le=64, description="tiles cut from each place that is decoded (visits.py)")
+    dct_halving: bool = Field(True, description="decode JPEG tiles at half size where a level is missing")
+
+    @model_serializer(mode="wrap")
+    def _told(self, usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys that change nothing at their defaults are left out there, so that older hashes hold."""
+        told = usual(self)
+        return {name: told[name] for name in told if name not in _UNCHANGED or told[name] != _UNCHANGED[name]}
 
     @model_validator(mode="after")
     def _consistent(self) -> TilesConfig:

@@ -13,6 +13,8 @@ Table = npt.NDArray[np.int32]
 HSV_LOW = (90, 8, 103)
 HSV_HIGH = (180, 255, 255)
 
+_FEW = 1024
+
 
 def hsv_share(tile: Pixels) -> float:
     """Share of pixels with hue 90-180, saturation 8-255 and value 103-255; tile uint8 [H, W, 3] RGB -> [0, 1]."""
@@ -32,11 +34,13 @@ def foreground_share(
 
     table: from `integral`. What lies outside the mask counts as background. Same shape as x and y, in [0, 1].
     """
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    area = (
-        _sum_to(table, x + width, y + height) - _sum_to(table, x, y + height) - _sum_to(table, x + width, y)
-    ) + _sum_to(table, x, y)
-    return area / (width * height)
+    x, y = np.broadcast_arrays(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
+    across, down = [x + width, x, x + width, x], [y + height, y + height, y, y]
+    if x.size <= _FEW:  # numpy's calls cost more than the sums
+        whole, left, above, both = _sum_to(table, np.stack(across), np.stack(down))
+    else:
+        whole, left, above, both = (_sum_to(table, *corner) for corner in zip(across, down, strict=True))
+    return ((whole - left - above) + both) / (width * height)
 
 
 def _sum_to(table: Table, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -36,7 +37,9 @@ def find_images(where: str) -> list[Path]:
 
 
 class FolderSource:
-    """Images of one µm/px in a folder or glob."""
+    """Images of one µm/px in a folder or glob. `tiles_per_visit` means nothing here: an image is read whole."""
+
+    wide = False
 
     def __init__(self, where: str, mpp: float, config: TilesConfig) -> None:
         """where: folder or glob; mpp: µm/px of the images. Raises DataError or PlanError (a scale it cannot give)."""
@@ -82,8 +85,15 @@ class FolderSource:
         x, y = (int(words.integers(count, 1)[0]) for count in room)
         return Address(number, image, self._names[image], x, y, mpp, self.config.size_px)
 
-    def read(self, address: Address) -> Pixels:
-        """See `Source.read`."""
+    def around(self, address: Address, words: Words) -> list[Address]:
+        """See `Source.around`: nothing but the place itself."""
+        return [address] * self.config.tiles_per_visit
+
+    def read(self, addresses: Sequence[Address]) -> list[Pixels]:
+        """See `Source.read`; the addresses may be of any images."""
+        return [self._read(address) for address in addresses]
+
+    def _read(self, address: Address) -> Pixels:
         path = self._images[address.image]
         stored = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if stored is None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from eosin.errors import EosinError, RegionError, SlideError, SlideGone
 from eosin.slides import Slide, open_slide
+from eosin.slides.remote import worker_start
 from eosin.tiles.filters import Pixels
 from eosin.tiles.grid import TileGrid
 
@@ -90,6 +91,7 @@ def read_grids(slides: Iterable[GridSlide], workers: int) -> Iterator[GridPart]:
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
         worker_init_fn=_quiet_worker if workers else None,
+        multiprocessing_context=worker_start() if workers else None,
     )
     parts = iter(loader)
     while True:
@@ -153,8 +155,9 @@ class _Reader(Dataset[Any]):
 
 def read_tiles(slide: Slide, coords: npt.NDArray[np.int64], size_px: int, mpp: float, out: Pixels) -> None:
     """Fill `out` uint8 [n, S, S, 3] with the tiles whose corners are `coords` int64 [n, 2] (level-0 px)."""
+    slide.expect(coords.tolist(), size_px, mpp, MAX_UPSAMPLE)
     for tile, (x, y) in zip(out, coords.tolist(), strict=True):
-        tile[:] = slide.region(x, y, size_px, mpp, MAX_UPSAMPLE)
+        tile[:] = slide.region(x, y, size_px, mpp, MAX_UPSAMPLE, whole_tiles=True)
 
 
 def with_retries(read: Callable[[], None]) -> None:

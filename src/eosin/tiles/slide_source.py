@@ -1,15 +1,14 @@
-"""Tiles of a cohort's slides: which slide, where on it, and its pixels.
+"""Tiles of a cohort's slides: which slide, where on it (positions.py), and its pixels.
 
-A position is uniform over all whole level-0 pixels whose tile has enough foreground; slides with so little tissue that
-random tries fail have the passing corners of the mask's own grid listed instead. Knows nothing of batches or filters on
-pixels (plan.py).
+Knows nothing of batches or filters on pixels (plan.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,12 @@ from eosin.progress import say
 from eosin.provenance import hash_of
 from eosin.randomness import Words
 from eosin.slides import Cohort, Slide, open_slide
+from eosin.slides.records import Records
+from eosin.slides.uri import is_uri
 from eosin.tiles.config import TilesConfig
-from eosin.tiles.filters import Pixels, Table, foreground_share, integral
+from eosin.tiles.filters import Pixels, integral
 from eosin.tiles.plan import REDRAWS, Address
+from eosin.tiles.positions import Extent, Tissue
 
 OPEN_SLIDES = 32  # slides kept open a process
 OPEN_IMAGES = 8  # of them plain images, which hold all their pixels in memory
@@ -32,6 +34,8 @@ KEPT_MASKS = 64  # integral images kept a process
 
 class SlideSource:
     """Tiles of a cohort's usable slides. Cheap to send to a worker process: open slides and masks stay behind."""
+
+    wide = True
 
     def __init__(self, cohort: Cohort, config: TilesConfig, seed: int) -> None:
         """Raises PlanError where no slide has foreground, or a wanted µm/px is offered by none."""
@@ -59,12 +63,12 @@ class SlideSource:
             ) from error
         used = np.flatnonzero(chosen).tolist() if config.slides < 1 else None
         self.hash = hash_of([cohort.hash, self.config.model_dump(), used])
-        self._rows = table[["slide_id", "path", "reader", "width", "height", "mpp_x", "mpp_y"]].to_dict("records")
+        self._rows = Records(table, ["slide_id", "path", "reader", "width", "height", "mpp_x", "mpp_y"])
         self._reset()
 
     def _reset(self) -> None:
         self._open: OrderedDict[int, Slide] = OrderedDict()
-        self._masks: OrderedDict[int, _Mask] = OrderedDict()
+        self._masks: OrderedDict[int, Tissue] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_open", "_masks")}
@@ -85,7 +89,8 @@ class SlideSource:
 
     def check(self) -> None:
         """Raises PlanError where no slide is where it was indexed; says how many are missing."""
-        missing = [self._rows[n]["path"] for n in self._order if not Path(self._rows[n]["path"]).exists()]
+        paths = [self._rows[n]["path"] for n in self._order]
+        missing = [path for path in paths if not is_uri(path) and not Path(path).exists()]  # a store is asked later
         if not missing:
             return
         line = f"{len(missing)} of {len(self)} slides are not where they were indexed, first {missing[0]}"
@@ -100,34 +105,40 @@ class SlideSource:
         share = float(Words(seed, "slide", index, attempt // REDRAWS).uniform())
         place = int(np.searchsorted(self._edges[:fine_enough], share * self._edges[fine_enough - 1], side="right"))
         image = int(self._order[place])
-        position = self._position(image, mpp, Words(seed, "position", index, attempt))
+        extent, words = self._extent(image, mpp), Words(seed, "position", index, attempt)
+        position = None
+        if min(extent.room_x, extent.room_y) >= 0:
+            side_um = self.config.size_px * mpp
+            position = self._tissue(image).position(extent, side_um, self.config.min_foreground, words)
         size_px = 0 if position is None else self.config.size_px
         return Address(number, image, self._rows[image]["slide_id"], *(position or (0, 0)), mpp, size_px)
 
-    def _position(self, image: int, mpp: float, words: Words) -> tuple[int, int] | None:
-        """Level-0 corner, uniform over whole pixels whose tile has enough foreground; None where there are none."""
-        row = self._rows[image]
-        side_um = self.config.size_px * mpp
-        room_x = int(row["width"] - math.ceil(side_um / row["mpp_x"]))
-        room_y = int(row["height"] - math.ceil(side_um / row["mpp_y"]))
-        if room_x < 0 or room_y < 0:
-            return None
-        mask = self._mask(image)
-        scale_x, scale_y = row["mpp_x"] / mask.mpp, row["mpp_y"] / mask.mpp
-        side = side_um / mask.mpp
-        for _ in range(4):  # rejection keeps the law exact and needs no table of positions
-            x = words.integers(room_x + 1, 64)
-            y = words.integers(room_y + 1, 64)
-            good = foreground_share(mask.table, x * scale_x, y * scale_y, side, side) >= self.config.min_foreground
-            if good.any():
-                first = int(good.argmax())
-                return int(x[first]), int(y[first])
-        return mask.listed_position(side, scale_x, scale_y, room_x, room_y, self.config.min_foreground, words)
+    def _extent(self, image: int, mpp: float) -> Extent:
+        row, side_um = self._rows[image], self.config.size_px * mpp
+        width, height = side_um / row["mpp_x"], side_um / row["mpp_y"]
+        return Extent(int(row["width"] - math.ceil(width)), int(row["height"] - math.ceil(height)), width, height)
 
-    def read(self, address: Address) -> Pixels:
+    def around(self, address: Address, words: Words) -> list[Address]:
+        """See `Source.around`."""
+        image, mpp = address.image, address.mpp
+        corners = self._tissue(image).around(
+            (address.x, address.y),
+            self.config.tiles_per_visit,
+            self._slide(image).stored_tile(mpp, self.config.max_upsample),
+            self._extent(image, mpp),
+            self.config.size_px * mpp,
+            self.config.min_foreground,
+            words,
+        )
+        return [replace(address, x=x, y=y) for x, y in corners]
+
+    def read(self, addresses: Sequence[Address]) -> list[Pixels]:
         """See `Source.read`."""
-        slide = self._slide(address.image)
-        return slide.region(address.x, address.y, address.size_px, address.mpp, self.config.max_upsample)
+        first = addresses[0]
+        slide, most = self._slide(first.image), self.config.max_upsample
+        if len(addresses) == 1:
+            return [slide.region(first.x, first.y, first.size_px, first.mpp, most)]
+        return slide.regions([(one.x, one.y) for one in addresses], first.size_px, first.mpp, most)
 
     def _slide(self, image: int) -> Slide:
         if image in self._open:
@@ -135,7 +146,7 @@ class SlideSource:
             return self._open[image]
         row = self._rows[image]
         try:
-            slide = open_slide(row["path"], row["mpp_x"] if row["mpp_x"] == row["mpp_y"] else None, row["reader"])
+            slide = self._opened(row)
         except SlideError as error:
             raise SlideGone(str(error)) from error
         if (slide.width, slide.height) != (row["width"], row["height"]):
@@ -149,44 +160,21 @@ class SlideSource:
             self._open.popitem(last=False)[1].close()
         return slide
 
-    def _mask(self, image: int) -> _Mask:
+    def _opened(self, row: dict[str, Any]) -> Slide:
+        mpp = row["mpp_x"] if row["mpp_x"] == row["mpp_y"] else None
+        return open_slide(row["path"], mpp, row["reader"], halve=self.config.dct_halving)
+
+    def _tissue(self, image: int) -> Tissue:
         if image in self._masks:
             self._masks.move_to_end(image)
             return self._masks[image]
-        mask = _Mask(integral(self.cohort.foreground(image)), self.cohort.foreground_mpp(image))
-        self._masks[image] = mask
+        row = self._rows[image]
+        table = integral(self.cohort.foreground(image))
+        tissue = Tissue(table, self.cohort.foreground_mpp(image), row["mpp_x"], row["mpp_y"])
+        self._masks[image] = tissue
         if len(self._masks) > KEPT_MASKS:
             self._masks.popitem(last=False)
-        return mask
-
-
-@dataclass(frozen=True)
-class _Mask:
-    """Integral image of a slide's foreground and its scale in µm per mask pixel."""
-
-    table: Table
-    mpp: float
-
-    def listed_position(
-        self,
-        side: float,
-        scale_x: float,
-        scale_y: float,
-        room_x: int,
-        room_y: int,
-        least: float,
-        words: Words,
-    ) -> tuple[int, int] | None:
-        """For slides with little tissue: list the corners on the mask's own grid that pass and draw one of them."""
-        x = np.minimum((np.arange(self.table.shape[1] - 1) / scale_x).astype(np.int64), room_x)
-        y = np.minimum((np.arange(self.table.shape[0] - 1) / scale_y).astype(np.int64), room_y)
-        x, y = np.unique(x), np.unique(y)
-        shares = foreground_share(self.table, (x * scale_x)[None, :], (y * scale_y)[:, None], side, side)
-        rows, columns = np.nonzero(shares >= least)
-        if len(rows) == 0:
-            return None
-        pick = int(words.integers(len(rows), 1)[0])
-        return int(x[columns[pick]]), int(y[rows[pick]])
+        return tissue
 
 
 def chosen_patients(table: Any, share: float, seed: int) -> npt.NDArray[np.bool_]:

@@ -1,13 +1,15 @@
 """TileStream: the global batch of step t is tiles t·B … t·B+B-1, whatever the number of processes or workers.
 
 So resume is exact and free, and a run can move to another number of GPUs. Worker processes read; batches arrive in
-order as uint8. Knows nothing of views or models.
+order as uint8. Where several tiles come from one visit (visits.py), the worker whose step needs a visit first reads all
+of it that this process will need, and the tiles wait here, in the process that trains, until their step. Who reads what
+follows from the step alone, so workers share no state. Knows nothing of views or models.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from eosin.errors import EosinError, PlanError
-from eosin.tiles.plan import TilePlan
+from eosin.slides.remote import worker_start
+from eosin.tiles.plan import Rejection, Tile, TilePlan
 
 
 @dataclass
@@ -32,8 +35,22 @@ class TileBatch:
     address: npt.NDArray[np.int64]  # [b] equal exactly for equal tiles
     mpp: npt.NDArray[np.float64]  # [b] µm/px
     names: list[str]  # slide or image names
-    rejected: list[str] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
+
+    @staticmethod
+    def of(step: int, tiles: Sequence[Tile]) -> TileBatch:
+        """The batch of these tiles."""
+        return TileBatch(
+            step=step,
+            pixels=np.stack([tile.pixels for tile in tiles]),
+            index=np.array([tile.index for tile in tiles], dtype=np.int64),
+            address=np.array([tile.address.number for tile in tiles], dtype=np.int64),
+            mpp=np.array([tile.address.mpp for tile in tiles]),
+            names=[tile.address.name for tile in tiles],
+            rejected=[rejection for tile in tiles for rejection in tile.rejected],
+            errors=[error for tile in tiles for error in tile.errors],
+        )
 
 
 class TileStream:
@@ -61,20 +78,29 @@ class TileStream:
         self.first_step, self.steps = first_step, steps
         self.accepted: Counter[str] = Counter()
         self.rejections: Counter[str] = Counter()
-        self._share = (rank * batch // world, (rank + 1) * batch // world)
-        self._known = dict(known_errors or {})
+        self.visits = 0  # places read so far, of tiles that have arrived
+        self._waiting: dict[int, Tile] = {}
+        share = rank * batch // world, (rank + 1) * batch // world
+        self._task = _Task(plan, batch, share, first_step, steps, dict(known_errors or {}))
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory of the tiles that were read already and wait for their step."""
+        return sum(tile.pixels.nbytes for tile in self._waiting.values())
 
     def __iter__(self) -> Iterator[TileBatch]:
         loader = DataLoader(
-            _PlanReader(self.plan, self.batch, self._share, self._known),
+            _PlanReader(self._task) if self.plan.spread is None else _VisitReader(self._task),
             sampler=_Steps(self.first_step, self.steps),
             batch_size=None,
             num_workers=self.workers,
             collate_fn=_share if self.workers else None,
             prefetch_factor=2 if self.workers else None,
             worker_init_fn=_quiet_worker if self.workers else None,
+            multiprocessing_context=worker_start() if self.workers else None,
         )
         batches = iter(loader)
+        self._waiting.clear()
         while True:
             try:
                 item = next(batches)
@@ -87,10 +113,24 @@ class TileStream:
             if isinstance(item, EosinError):
                 raise item
             if isinstance(item, _Shared):
-                item = replace(item.batch, pixels=item.pixels.numpy())
-            self.accepted.update(item.names)
-            self.rejections.update(item.rejected)
-            yield item
+                item = replace(item.item, pixels=item.pixels.numpy())
+            batch = self._assembled(item) if isinstance(item, _Reading) else item
+            self.accepted.update(batch.names)
+            self.rejections.update(rejection.name for rejection in batch.rejected)
+            yield batch
+
+    def _assembled(self, reading: _Reading) -> TileBatch:
+        """The batch of a step whose reading has come; keeps what later steps need."""
+        self.visits += reading.visits
+        task, step = self._task, reading.step
+        now: dict[int, Tile] = {}
+        for number, tile, pixels in zip(reading.numbers, reading.tiles, reading.pixels, strict=True):
+            if number // self.batch == step:
+                now[number] = replace(tile, pixels=pixels)
+            else:  # a copy: what a worker shares is given back as a whole
+                self._waiting[number] = replace(tile, pixels=pixels.copy())
+        numbers = range(step * self.batch + task.share[0], step * self.batch + task.share[1])
+        return TileBatch.of(step, [now.get(number) or self._waiting.pop(number) for number in numbers])
 
 
 class _Steps:
@@ -106,39 +146,85 @@ class _Steps:
             step += 1
 
 
+class _Task(NamedTuple):
+    """What a process reads: its rows `share` of batches of `batch` tiles, from a step on, with the ledger's errors."""
+
+    plan: TilePlan
+    batch: int
+    share: tuple[int, int]
+    first_step: int
+    steps: int | None
+    known: Mapping[tuple[int, int], int]
+
+    def has(self, number: int) -> bool:
+        """Whether tile `number` is one of this process's."""
+        step, row = divmod(number, self.batch)
+        begun = step >= self.first_step and (self.steps is None or step < self.first_step + self.steps)
+        return begun and self.share[0] <= row < self.share[1]
+
+
 class _PlanReader(Dataset[Any]):
     """step -> TileBatch. Runs inside the workers; a refusal travels back as a value, so it stays one line."""
 
-    def __init__(
-        self, plan: TilePlan, batch: int, share: tuple[int, int], known: Mapping[tuple[int, int], int]
-    ) -> None:
-        self.plan, self.batch, self.share, self.known = plan, batch, share, known
+    def __init__(self, task: _Task) -> None:
+        self.task = task
 
     def __getitem__(self, step: int) -> TileBatch | EosinError:
+        task = self.task
         try:
-            tiles = [self.plan.tile(step * self.batch + row, self.known) for row in range(*self.share)]
+            tiles = [task.plan.tile(step * task.batch + row, task.known) for row in range(*task.share)]
         except EosinError as error:
             return error
-        return TileBatch(
-            step=step,
-            pixels=np.stack([tile.pixels for tile in tiles]),
-            index=np.array([tile.index for tile in tiles], dtype=np.int64),
-            address=np.array([tile.address.number for tile in tiles], dtype=np.int64),
-            mpp=np.array([tile.address.mpp for tile in tiles]),
-            names=[tile.address.name for tile in tiles],
-            rejected=[name for tile in tiles for name in tile.rejected if name],
-            errors=[error for tile in tiles for error in tile.errors],
-        )
+        return TileBatch.of(step, tiles)
+
+
+@dataclass
+class _Reading:
+    """Tiles of the visits that a step is the first to need: for this step and later ones."""
+
+    step: int
+    visits: int
+    numbers: list[int]
+    tiles: list[Tile]  # without pixels
+    pixels: npt.NDArray[np.uint8]  # [n, S, S, 3]
+
+
+class _VisitReader(Dataset[Any]):
+    """step -> _Reading. Runs inside the workers; a refusal travels back as a value, so it stays one line."""
+
+    def __init__(self, task: _Task) -> None:
+        self.task = task
+
+    def __getitem__(self, step: int) -> _Reading | EosinError:
+        numbers, tiles, visits = list[int](), list[Tile](), 0
+        try:
+            for visit in self._begun_in(step):
+                tiles += self.task.plan.tiles(visit, self.task.known)
+                numbers += visit
+                visits += 1
+        except EosinError as error:
+            return error
+        pixels = np.stack([tile.pixels for tile in tiles]) if tiles else np.empty((0, 1, 1, 3), np.uint8)
+        return _Reading(step, visits, numbers, [replace(tile, pixels=pixels[:0]) for tile in tiles], pixels)
+
+    def _begun_in(self, step: int) -> Iterator[list[int]]:
+        """The numbers of this process's tiles, visit by visit, of every visit that no earlier step has needed."""
+        task = self.task
+        first = step * task.batch + task.share[0]
+        for number in range(first, step * task.batch + task.share[1]):
+            mine = [other for other in task.plan.siblings(number) if task.has(other)]
+            if mine[0] == number:
+                yield mine
 
 
 class _Shared(NamedTuple):
-    """A batch on its way from a worker, its pixels in memory that both processes see."""
+    """Tiles on their way from a worker, their pixels in memory that both processes see."""
 
-    batch: TileBatch  # without pixels
+    item: TileBatch | _Reading  # without pixels
     pixels: Tensor
 
 
-def _share(item: TileBatch | EosinError) -> TileBatch | EosinError | _Shared:
+def _share(item: TileBatch | _Reading | EosinError) -> TileBatch | _Reading | EosinError | _Shared:
     """Runs inside the workers. Through a pipe the main process would have to read and copy every pixel, during a step.
 
     Where there is no room (/dev/shm of a container may have 64 MB) the pipe is what is left.

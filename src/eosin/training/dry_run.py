@@ -50,7 +50,7 @@ def describe(
     if isinstance(chosen, CurriculumRecipe):
         from eosin.training.curriculum.describe import curriculum_lines
 
-        lines = curriculum_lines(chosen, [loaded for loaded, _ in read_cohorts(cohort, where)])
+        lines = curriculum_lines(chosen, [loaded for loaded, _ in read_cohorts(cohort, where)], gpu, gpus)
     else:
         lines = [*_about_recipe(chosen), *_about_cost(chosen, gpu, gpus)]
     if cohort or tiles or mpp is not None or where:
@@ -138,10 +138,10 @@ def _about_time(recipe: Recipe, flops: Flops, gpu: Gpu, gpus: int, precision: st
     needed = hours(recipe, flops, gpu.tflops * 1e12, gpus, mfu)
     rate = recipe.run.steps * recipe.run.batch / needed / 3600
     assumed = f"assumed, not measured: {mfu:.0%} MFU of {gpu.tflops:g} TFLOP/s (dense bf16), and slides read as fast"
-    return [("time", f"{_duration(needed)} on {gpus} x {gpu.name} at {rate:,.0f} tiles/s"), ("", assumed)]
+    return [("time", f"{duration(needed)} on {gpus} x {gpu.name} at {rate:,.0f} tiles/s"), ("", assumed)]
 
 
-def _duration(needed: float) -> str:
+def duration(needed: float) -> str:
     if needed < 2:
         return f"{needed * 60:.0f} minutes"
     return f"{needed:.0f} h" if needed < 72 else f"{needed / 24:.1f} days"
@@ -161,5 +161,7 @@ def _about_tiles(plan: TilePlan) -> list[tuple[str, str]]:
             text = f"{len(source)} images of {source.mpp:g} µm/px from {source.where}, weight {weight:g}"
             lines.append(("tiles", text))
         lines.append(("µm/px", source.config.scales_text))
+    if plan.visits_told:
+        lines.append(("visits", plan.visits_told))
     at = tile.address
     return [*lines, ("first tile", f"{at.name} at ({at.x}, {at.y}), {at.mpp:g} µm/px")]

@@ -132,8 +132,25 @@ def flops_of(recipe: Recipe, accumulate: int = 1, recompute: Recompute = "none")
 
 def _block_flops(encoder: EncoderConfig, tokens: int) -> float:
     """One block's forward on one crop."""
-    width, ffn = encoder.width, (2 if encoder.ffn == "mlp" else 3) * encoder.width * encoder.ffn_hidden
+    return layer_flops(encoder.width, (2 if encoder.ffn == "mlp" else 3) * encoder.width * encoder.ffn_hidden, tokens)
+
+
+def layer_flops(width: int, ffn: float, tokens: float) -> float:
+    """The forward of one transformer block on one sequence; ffn: weights of its FFN."""
     return 2.0 * tokens * (4 * width**2 + ffn) + 4.0 * tokens**2 * width
+
+
+def forward_flops(encoder: EncoderConfig, side_px: int) -> float:
+    """One forward of the encoder on one image of `side_px`, nothing dropped."""
+    patches = (side_px // encoder.patch) ** 2
+    blocks = encoder.depth * _block_flops(encoder, 1 + encoder.registers + patches)
+    return blocks + patches * 6.0 * encoder.patch**2 * encoder.width
+
+
+def block_bytes(encoder: EncoderConfig, precision: Precision) -> tuple[float, float]:
+    """What the attention and the FFN branch of a block keep of a token for backward."""
+    compute = COMPUTE_BYTES[precision]
+    return _branch_bytes(encoder, _Bytes(compute, max(4, compute)))
 
 
 def _head_flops(recipe: Recipe) -> float:

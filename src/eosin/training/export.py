@@ -10,7 +10,7 @@ from eosin.errors import ResumeError
 from eosin.features import export_model
 from eosin.models import ViT
 from eosin.training.checkpoint import average_encoder_state, load_encoder_state
-from eosin.training.lineage import joined, seen_before
+from eosin.training.lineage import joined, told_before
 from eosin.training.prepare import open_run
 from eosin.training.recipe import is_curriculum
 
@@ -36,7 +36,7 @@ def export_run(
 
         if average > 1:
             raise ResumeError(f"{folder.root} is the run of a curriculum: no average of its checkpoints is taken")
-        return export_pyramid(run, out, step=step)
+        return export_pyramid(run, out, step=step, student=student)
     if average > 1:
         if step is not None:
             raise ResumeError("a step and an average of the newest checkpoints exclude each other; give one")
@@ -50,7 +50,7 @@ def export_run(
     except RuntimeError as error:
         raise ResumeError(f"the checkpoints of {folder.root} do not fit its recipe.yaml; has that changed?") from error
     scales, slides = recipe.tiles.mpp, identity.get("slides") or []
-    before = seen_before(recipe.start)
+    before = told_before(identity, recipe.start)
     training = joined(before, {"patients": identity["patients"], "slides": slides})
     info: dict[str, Any] = {
         "name": recipe.name,

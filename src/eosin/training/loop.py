@@ -162,11 +162,13 @@ def _train(run: Run, monitor: Monitor, signals: StopSignals) -> EosinError | Non
             if watching:
                 _watch(run, monitor, record, signals)
             if saving:
+                record.keep()
                 saved = save()
             if watching or saving:
                 record.speed.restart()
         if saved < run.step:  # stopped between two steps: the state is sound
             record.flush(run.schedules.at(run.step - 1))
+            record.keep()
             save()
         writer.finish()
         if run.step == total:

@@ -41,7 +41,8 @@ BATCH = 64  # tiles embedded at once
 def watched_tiles(plan: TilePlan, recipe: Recipe) -> TileBatch:
     """The tiles that label-free metrics look at: drawn from the run's sources with a seed of their own.
 
-    `tiles.distinct_tiles` does not limit them: on ten distinct tiles no RankMe could be above ten.
+    `tiles.distinct_tiles` does not limit them: on ten distinct tiles no RankMe could be above ten. Nor do they share
+    visits, which one batch could not use.
     """
     sources = TilePlan([_unlimited(source) for source in plan.sources], _watch_seed(plan.seed), plan.weights)
     return next(iter(TileStream(sources, recipe.run.monitor_tiles, steps=1)))
@@ -49,7 +50,7 @@ def watched_tiles(plan: TilePlan, recipe: Recipe) -> TileBatch:
 
 def _unlimited(source: Source) -> Source:
     unlimited = copy(source)
-    unlimited.config = source.config.model_copy(update={"distinct_tiles": None})
+    unlimited.config = source.config.model_copy(update={"distinct_tiles": None, "tiles_per_visit": 1})
     return unlimited
 
 

@@ -27,6 +27,7 @@ from eosin.runs import RunFolder
 from eosin.tiles import SlideSource, TilePlan, TileStream
 from eosin.tiles.slide_source import chosen_patients
 from eosin.training.checkpoint import load_checkpoint, remove_torn_checkpoints
+from eosin.training.lineage import seen_until_now
 from eosin.training.method import Method
 from eosin.training.method import make_optimizer as make_optimizer
 from eosin.training.networks import Networks
@@ -73,6 +74,8 @@ def prepare(
     method.check(recipe, world.size)
     identity = _identity(recipe, plan, device) | method.identity(recipe)
     known, saved = world.from_first(lambda: _what_is_there(folder, identity, fresh, accept_changed))
+    gone_on_from = known if saved else None
+    identity["start_seen"] = world.from_first(lambda: seen_until_now(recipe.start, gone_on_from, identity))
     networks = method.networks(recipe)
     if not saved:
         say(method.start(networks, recipe))

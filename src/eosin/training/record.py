@@ -13,6 +13,7 @@ from eosin.errors import PlanError, TrainingStopped
 from eosin.files import write_json
 from eosin.runs import append_line, read_lines
 from eosin.tiles import TileBatch
+from eosin.tiles.acceptance import Acceptance, keep_acceptance, read_acceptance
 from eosin.training.alarms import Alarms
 from eosin.training.estimate import flops_of
 from eosin.training.gpus import gpu_here
@@ -33,6 +34,8 @@ class Record:
         self.alarms = Alarms(run.folder, recipe.watch, run.step, run.schedules.steps, reading_processes(recipe))
         self._window = Window(run.parallel.device)
         self._errors: list[dict[str, Any]] = []
+        self._taken = Acceptance()  # since the last flush, of this process
+        self._accepted: Acceptance = self._world.from_first(self._read_acceptance)  # of the run
         self._flops = flops_of(run.recipe).executed
         known = gpu_here() if run.parallel.device.type == "cuda" else None
         self._peak = known[1].tflops * 1e12 * self._world.size if known and known[1] else 0.0  # 0: not known
@@ -42,6 +45,10 @@ class Record:
 
     def _read_ledger(self) -> dict[tuple[int, int], int]:
         return {(entry["i"], entry["attempt"]): entry["next"] for entry in read_lines(self._run.folder.ledger)}
+
+    def _read_acceptance(self) -> Acceptance:
+        step = self._run.step
+        return read_acceptance(self._run.folder.acceptance, step) if step else Acceptance()
 
     def _read_watched(self) -> bool:
         """Whether an earlier start has watched the teacher at the step that the run goes on from."""
@@ -63,6 +70,7 @@ class Record:
         """One step's losses and read errors; nothing is waited for."""
         self._window.add(self._run.step - 1, losses)
         self._errors += tiles.errors
+        self._taken.add(tiles, self._run.recipe.tiles)
         self.speed.tiles += self._run.recipe.run.batch
 
     def write(self, values: dict[str, float]) -> None:
@@ -85,6 +93,9 @@ class Record:
                     append_line(self._run.folder.ledger, entry)
                     self.ledger[key] = entry["next"]
         self._errors = []
+        for taken in self._world.gather_objects(self._taken.counts):
+            self._accepted.counts.update(taken)
+        self._taken = Acceptance()
         row, bad_step = self._window.read()
         if bad_step >= 0:
             stop_non_finite(self._run, bad_step)
@@ -92,6 +103,11 @@ class Record:
         if self._peak:
             row["mfu"] = pace["img_s"] * self._flops / self._peak
         self.write({**row, **pace, "tiles": self._run.step * self._run.recipe.run.batch, **values})
+
+    def keep(self) -> None:
+        """Write which slides gave tiles, up to the last flush."""
+        if self._world.is_first:
+            keep_acceptance(self._run.folder.acceptance, self._run.step, self._accepted)
 
 
 class Window:

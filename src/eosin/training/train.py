@@ -85,7 +85,7 @@ def tile_plan(
         path, weight = _weighted(entry)
         sources.append(FolderSource(path, float(mpp or 0), recipe.tiles))
         weights.append(weight)
-    return TilePlan(sources, recipe.run.seed, weights)
+    return TilePlan(sources, recipe.run.seed, weights, recipe.run.batch)
 
 
 def read_cohorts(cohort: Sequence[str], where: str | None, quiet: bool = False) -> list[tuple[Cohort, float]]:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from eosin.views.transfer import to_device
 
-_LUMA = (0.2989, 0.587, 0.114)
+# Rec. 601 weights as torchvision rounds them.
+LUMA = (0.2989, 0.587, 0.114)
 
 
 def _each(values: Tensor) -> Tensor:
@@ -29,9 +30,9 @@ def _each(values: Tensor) -> Tensor:
 
 
 def luma(images: Tensor) -> Tensor:
-    """Grey value [N, 1, H, W] of `images` [N, 3, H, W] (Rec. 601 weights as torchvision rounds them)."""
-    grey = images[:, 0:1] * _LUMA[0]
-    return grey.add_(images[:, 1:2], alpha=_LUMA[1]).add_(images[:, 2:3], alpha=_LUMA[2])
+    """Grey value [N, 1, H, W] of `images` [N, 3, H, W]."""
+    grey = images[:, 0:1] * LUMA[0]
+    return grey.add_(images[:, 1:2], alpha=LUMA[1]).add_(images[:, 2:3], alpha=LUMA[2])
 
 
 def brightness_(images: Tensor, factor: Tensor) -> Tensor:
@@ -86,12 +87,19 @@ def solarise_(images: Tensor, threshold: float = 0.5) -> Tensor:
     return images.lerp_(1.0 - images, bright)
 
 
-def blur_matrix(sigma: Tensor, size_px: int, kernel_px: int) -> Tensor:
-    """Gaussian blur of one axis: banded matrices [N, size, size], borders reflected; `sigma` [N] px."""
+def blur_taps(sigma: Tensor, kernel_px: int) -> Tensor:
+    """Gaussian weights [..., kernel] that sum to 1, for `sigma` [...] in pixels."""
     half = kernel_px // 2
     offsets = torch.arange(-half, half + 1, device=sigma.device)
-    taps = torch.exp(-0.5 * (offsets / sigma[:, None]).square())  # [N, kernel]
-    taps = taps / taps.sum(dim=1, keepdim=True)
+    taps = torch.exp(-0.5 * (offsets / sigma[..., None]).square())
+    return taps / taps.sum(dim=-1, keepdim=True)
+
+
+def blur_matrix(sigma: Tensor, size_px: int, kernel_px: int) -> Tensor:
+    """Gaussian blur of one axis: banded matrices [N, size, size], borders reflected; `sigma` [N] px."""
+    taps = blur_taps(sigma, kernel_px)  # [N, kernel]
+    half = kernel_px // 2
+    offsets = torch.arange(-half, half + 1, device=sigma.device)
     rows = torch.arange(size_px, device=sigma.device)[:, None]
     columns = (rows + offsets).abs()  # reflect at 0 ...
     columns = (size_px - 1) - (size_px - 1 - columns).abs()  # ... and at the far edge: [size, kernel]

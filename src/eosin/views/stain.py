@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -48,6 +49,17 @@ def compose(concentrations: Tensor) -> Tensor:
     """RGB in [0, 1] of stain `concentrations` [N, 3, H, W]; the inverse of `separate`."""
     vectors, _ = _matrices(concentrations.dtype, concentrations.device)
     return _light(torch.einsum("nshw,sc->nchw", concentrations, vectors))
+
+
+def jitter_maps(
+    alpha: npt.NDArray[np.float64], beta: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The jitter as maps of optical density: matrices [..., 3 out, 3 in] and offsets [..., 3] for alpha, beta [..., 3].
+
+    The three steps (separate, scale and shift, compose) are one 3×3 map and an offset of the optical density.
+    """
+    mix = (_UNMIX * (1.0 + alpha)[..., None, :]) @ STAIN_VECTORS  # [..., 3 in, 3 out]
+    return mix.swapaxes(-1, -2), beta @ STAIN_VECTORS
 
 
 def jitter_hed_(images: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """From a curriculum run to a pyramid in a folder: stage 1 as any encoder, stages 2 and 3 and the heads beside it.
 
-The student is exported: slide labels teach it, and stage 3 and the heads have no teacher. LoRA is merged. The tasks and
-patients that were learned from go with it, so that an evaluation on them can be flagged.
+Where slide labels were learned, the student is exported: they teach it, and stage 3 and the heads have no teacher. In a
+checkpoint of step 1, before that, it is stages 1 and 2 of the teacher, as of every run that learns by DINO alone; stage
+3 is as it was drawn. LoRA is merged. The tasks and patients that were learned from go with it, so that an evaluation on
+them can be flagged.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ from eosin.training.lineage import joined
 from eosin.training.prepare import open_run
 
 
-def export_pyramid(run: str | os.PathLike[str], out: str | os.PathLike[str], *, step: int | None = None) -> Path:
+def export_pyramid(
+    run: str | os.PathLike[str], out: str | os.PathLike[str], *, step: int | None = None, student: bool = False
+) -> Path:
     """Write the pyramid of a checkpoint (the newest without `step`) into the folder `out`; returns it.
 
-    Raises ResumeError where the run has no such checkpoint or is no curriculum, OutputError for a folder that holds
-    something else.
+    student: also where no label was learned yet. Raises ResumeError where the run has no such checkpoint or is no
+    curriculum, OutputError for a folder that holds something else.
     """
     folder, recipe, identity = open_run(run)
     if not isinstance(recipe, CurriculumRecipe):
@@ -45,13 +49,16 @@ def export_pyramid(run: str | os.PathLike[str], out: str | os.PathLike[str], *, 
     tasks = [SlideTask.from_dict(task) for task in identity.get("slide_tasks", [])]
     networks = CurriculumNetworks(recipe, tasks)
     load_networks(folder.checkpoint(taken), networks)
-    student = networks.student
+    chosen = networks.student if student or learned_labels(recipe, taken) else networks.teacher
+    pyramid = networks.student.pyramid
+    if chosen is networks.teacher:
+        pyramid.region.load_state_dict(chosen.region.state_dict())
     out = Path(out)
     _refuse_foreign(out)
     with atomic_folder(out) as temporary:
         stage1 = temporary / "stage1"
         export_model(
-            merged(student.encoder),
+            merged(chosen.encoder),
             stage1,
             input_size=recipe.pyramid.tile_px,
             mean=recipe.views.mean,
@@ -65,7 +72,7 @@ def export_pyramid(run: str | os.PathLike[str], out: str | os.PathLike[str], *, 
         values = recipe.pyramid
         write_pyramid(
             temporary,
-            student.pyramid,
+            pyramid,
             {
                 "config": recipe.stages,
                 "tasks": [task.to_dict() for task in tasks],
@@ -76,15 +83,19 @@ def export_pyramid(run: str | os.PathLike[str], out: str | os.PathLike[str], *, 
             },
         )
         config = json.loads((temporary / CONFIG_FILE).read_text())
-        write_text(temporary / "README.md", _card(out.name, recipe, identity, tasks, config["eosin"], student.pyramid))
+        write_text(temporary / "README.md", _card(out.name, recipe, identity, tasks, config["eosin"], pyramid))
     return out
+
+
+def learned_labels(recipe: CurriculumRecipe, step: int) -> bool:
+    """Whether slide labels had been learned from by optimiser step `step`."""
+    return step > recipe.run.steps and recipe.step2.slide_weight > 0
 
 
 def _info(recipe: CurriculumRecipe, identity: dict[str, Any], step: int) -> dict[str, Any]:
     before = identity.get("start_seen", {})
     licence = "none needed: trained from random weights" if recipe.start == "random" else before.get("licence")
-    learned_labels = step > recipe.run.steps
-    own_tasks = identity.get("tasks", []) if learned_labels else []
+    own_tasks = identity.get("tasks", []) if learned_labels(recipe, step) else []
     own = {"tasks": own_tasks, "patients": identity["patients"], "slides": identity.get("slides") or []}
     seen = joined(before, own)
     info = {
@@ -167,7 +178,7 @@ def _card(
 ) -> str:
     told = [f"{task.name} ({task.kind}{': ' + ', '.join(task.classes) if task.classes else ''})" for task in tasks]
     before = [f"{name} (what it started from)" for name in identity.get("start_seen", {}).get("tasks", [])]
-    learned = [*(told if block["steps"] > recipe.run.steps else []), *before]
+    learned = [*(told if learned_labels(recipe, block["steps"]) else []), *before]
     return _CARD.format(
         name=name,
         version=__version__,

@@ -45,15 +45,21 @@ def _of_step1(recipe: CurriculumRecipe) -> dict[str, FloatArray]:
 def _of_step2(recipe: CurriculumRecipe, steps: int, a_step: int) -> dict[str, FloatArray]:
     two = recipe.step2
     warm = -(-two.warmup_slides // a_step)
-    tile, region, slide, heads = (
-        cosine(rate, min(two.min_lr, rate), steps, warm, rate / max(warm, 1))  # a slide is too dear for a rate of 0
-        for rate in (two.tile_lr, two.region_lr, two.slide_lr, two.heads_lr)
-    )
+
+    def rate_of(rate: float, frozen_slides: int = 0) -> FloatArray:
+        """A stage that stands still at first warms up and decays when it learns."""
+        still = min(-(-frozen_slides // a_step), steps)
+        # A slide is too dear for a rate of 0.
+        curve = cosine(rate, min(two.min_lr, rate), steps - still, warm, rate / max(warm, 1))
+        return np.concatenate([np.zeros(still), curve])
+
+    tile, region = rate_of(two.tile_lr, two.tile_frozen_slides), rate_of(two.region_lr, two.region_frozen_slides)
+    dino, slide, heads = rate_of(two.region_lr), rate_of(two.slide_lr), rate_of(two.heads_lr)
     level = np.ones(steps)
     return {
-        "lr": region,
+        "lr": dino,
         "encoder_lr": tile,
-        "last_layer_lr": region,
+        "last_layer_lr": dino,
         "last_layer_frozen": 0 * level,
         "weight_decay": two.weight_decay * level,
         "momentum": cosine(*two.momentum, steps),

@@ -48,6 +48,12 @@ class CurriculumRecipe(Recipe):
             raise ValueError("parallel.strategy, compile and recompute are those of pre-training; see whole_slide")
         if self.pyramid.tile_px % self.encoder.patch:
             raise ValueError(f"pyramid.tile_px {self.pyramid.tile_px} is no multiple of encoder.patch")
+        regions_first = self.run.steps and self.step1.regions.count and self.step1.region_weight
+        if self.pyramid.region.standardise and regions_first:
+            raise ValueError(
+                "pyramid.region.standardise begins with step 2; without DINO on regions before it, please:"
+                " step1.regions.count 0 or run.steps 0"
+            )
         if self.step2.regions.side != self.pyramid.side:
             raise ValueError(f"step2.regions.side must be pyramid.side ({self.pyramid.side})")
         columns = [task.column for task in self.tasks]

@@ -31,15 +31,16 @@ from eosin.training.curriculum.rates import curriculum_optimizer, curriculum_sch
 from eosin.training.curriculum.recipe import CurriculumRecipe
 from eosin.training.curriculum.scores import task_scores
 from eosin.training.curriculum.slides import CurriculumSlides, SlideOrder
+from eosin.training.curriculum.standardise import measure_tile_vectors
 from eosin.training.curriculum.start import start_stage1
 from eosin.training.curriculum.step import Learning, curriculum_step
 from eosin.training.curriculum.targets import SlideLabels, read_tasks
-from eosin.training.lineage import seen_before
 from eosin.training.method import Method, Stopping
 from eosin.training.networks import Networks
 from eosin.training.parallel import Parallel, check_split
 from eosin.training.prepare import Run
 from eosin.training.recipe import Recipe
+from eosin.training.whole_slide import KeptVectors
 
 SLIDES_FILE = "slides.jsonl"
 
@@ -89,11 +90,10 @@ class Curriculum(Method):
     def identity(self, recipe: Recipe) -> dict[str, Any]:
         """See Method."""
         patients = sorted({self.slides.patients[row] for row in np.flatnonzero(self.learned)})
-        before = {"start_seen": seen_before(recipe.start)}
         if not self.labels.tasks:
-            return {"tasks": [], "patients": patients, **before}
+            return {"tasks": [], "patients": patients}
         held = sorted({self.slides.patients[row] for row in np.flatnonzero(~self.learned)})
-        return before | {
+        return {
             "labels_hash": hash_of([self.labels.hash, self.slides.names, held]),
             "patients": patients,
             "tasks": [task.name for task in self.labels.tasks],
@@ -157,6 +157,7 @@ class Curriculum(Method):
             self.order,
             # What is spread decides which slides of a step a process has: gradients of others are of no use to it.
             PartialFile(run.folder, hash_of([self.recipe.whole_slide.spread, *(told.get(name) for name in names)])),
+            KeptVectors(self.recipe.whole_slide.keep_vectors_mb),
         )
         self.path = run.folder.root / SLIDES_FILE
         self.outputs: dict[int, dict[str, list[float]]] = {}
@@ -183,6 +184,7 @@ class Curriculum(Method):
         """See Method."""
         if run.step == self.recipe.run.steps:
             say(f"step 2 of the curriculum begins at optimiser step {run.step}")
+            self._standardise(run)
         losses, rows = curriculum_step(self.learning, tiles, run.step, values, stopping)
         every = [row for part in run.parallel.world.gather_objects(rows) for row in part]
         if run.parallel.world.is_first:
@@ -190,6 +192,16 @@ class Curriculum(Method):
                 append_line(self.path, row)
                 self.outputs[row["number"]] = row["outputs"]
         return losses
+
+    def _standardise(self, run: Run) -> None:
+        """Measure what tile vectors are standardised by, where the recipe wants it."""
+        networks = run.networks
+        assert isinstance(networks, CurriculumNetworks)
+        if self.order is None or not self.recipe.pyramid.region.standardise:
+            return
+        seed, world = self.recipe.run.seed, run.parallel.world
+        count = measure_tile_vectors(networks, self.small, self.order.numbers, self.learning.settings, seed, world)
+        say(f"tile vectors are standardised by {count:,} tiles")
 
     def saves(self, run: Run) -> bool:
         """See Method: at the switch, and in step 2 so often that what is saved between slides has its checkpoint."""

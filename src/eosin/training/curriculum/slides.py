@@ -145,6 +145,14 @@ class SlideOrder:
         ]
         self._members = [strata for strata in self._members if strata]
 
+    @property
+    def visits(self) -> int:
+        """Slides of all steps together."""
+        turns, rest = divmod(self.steps, self.a_pass)
+        if self.sampling == "passes":
+            return turns * len(self.numbers) + min(rest * self.a_step, len(self.numbers))
+        return self.steps * self.a_step
+
     def of_step(self, step: int) -> list[int]:
         """Slides of step `step` of step 2, each once."""
         if self.sampling == "passes":

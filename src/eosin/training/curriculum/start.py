@@ -29,7 +29,12 @@ def settled(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("encoder") != "start":
         return values
     start = str(values.get("start", "random"))
-    config, pixels = _told_by(start)
+    try:
+        config, pixels = _told_by(start)
+    except WeightsError as error:
+        if Path(start).expanduser().exists():
+            raise
+        raise WeightsError(f"{error}; a run that has begun goes on without it: eosin train RUN/recipe.yaml") from error
     if config is None:
         raise RecipeError(f"encoder: start, but {start!r} does not tell its settings; write them out under encoder")
     encoder = {

@@ -32,8 +32,9 @@ from eosin.training.curriculum.slides import CurriculumSlides, SlideOrder, draw_
 from eosin.training.curriculum.targets import SlideLabels
 from eosin.training.method import StoppedWithinStep, Stopping
 from eosin.training.parallel import Parallel
-from eosin.training.pretrain import dino_losses, draw_step, micro_batches, offset_of, weighted
+from eosin.training.pretrain import MicroBatch, dino_losses, draw_step, micro_batches, offset_of, weighted
 from eosin.training.whole_slide import (
+    KeptVectors,
     SlideObjective,
     SlideResult,
     WholeSlideSettings,
@@ -59,6 +60,7 @@ class Learning:
     labels: SlideLabels
     order: SlideOrder | None
     file: PartialFile
+    kept: KeptVectors
 
     @property
     def first_of_step2(self) -> int:
@@ -219,7 +221,17 @@ def learn_slide(learning: Learning, work: Work, slide: int, region_dino: RegionD
             work.objective,
             region_dino if work.views.count and work.weights[1] else None,
             learning.parallel.world if learning.settings.spread == "regions" else World(),
+            kept_of(learning, work),
         )
+
+
+def kept_of(learning: Learning, work: Work) -> KeptVectors | None:
+    """Where tile vectors are kept: while stage 1 learns nothing and nothing of it is dropped."""
+    tile = learning.networks.student.pyramid.tile
+    if tile in work.still and not any(tile.rates):
+        return learning.kept
+    learning.kept.forget()
+    return None
 
 
 def take(partial: Partial, learning: Learning, work: Work, slide: int, result: SlideResult) -> None:
@@ -249,23 +261,35 @@ def save(learning: Learning, partial: Partial, region_dino: RegionDino) -> None:
 def tile_dino(
     learning: Learning, tiles: TileBatch, step: int, values: Mapping[str, float], weight: float
 ) -> dict[str, Tensor]:
-    """Add the gradient of `weight` times DINO on a batch of tiles; the terms, means over this process's tiles."""
+    """Add the gradient of `weight` times DINO on a batch of tiles; the terms, means over this process's tiles.
+
+    What fails in one process stops all, before any of them waits for its gradients.
+    """
     recipe, networks, parallel = learning.recipe, learning.networks, learning.parallel
     goal, temperature = recipe.objective, values["teacher_temperature"]
     if weight == 0:
         return {}
-    batch = micro_batches(recipe, tiles, draw_step(recipe, step), parallel)
-    with torch.no_grad(), parallel.autocast:
-        logits = [networks.teacher(part.crops[:1], None, None).dino.logits() for part in batch]  # [G·B, K] each
+
+    def teach() -> tuple[list[MicroBatch], list[Tensor]]:
+        batch = micro_batches(recipe, tiles, draw_step(recipe, step), parallel)
+        with torch.no_grad(), parallel.autocast:
+            return batch, [networks.teacher(part.crops[:1], None, None).dino.logits() for part in batch]
+
+    batch, logits = parallel.world.agree(teach)  # [G·B, K] each
     offset = offset_of(logits, networks.dino_center, goal, temperature)
-    sums: dict[str, Tensor] = {}
-    for part, taught in zip(batch, logits, strict=True):
-        with parallel.autocast:
-            seen = networks.student(part.crops, None, part.drops)
-        losses = dino_losses(seen.dino, target(taught, offset, temperature), part.tiles, goal)
-        (weight * weighted(losses, goal) / len(batch) / parallel.world.size).backward()
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.detach() / len(batch)
+
+    def learn() -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for part, taught in zip(batch, logits, strict=True):
+            with parallel.autocast:
+                seen = networks.student(part.crops, None, part.drops)
+            losses = dino_losses(seen.dino, target(taught, offset, temperature), part.tiles, goal)
+            (weight * weighted(losses, goal) / len(batch) / parallel.world.size).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / len(batch)
+        return sums
+
+    sums = parallel.world.agree(learn)
     if goal.targets == "centering":
         networks.dino_center.copy_(update_center(networks.dino_center, logits, goal.center_momentum))
     return sums

@@ -1,5 +1,6 @@
 """End-to-end learning from slide labels: the step, its strategies, its loss."""
 
+from eosin.training.whole_slide.kept import KeptVectors
 from eosin.training.whole_slide.objective import SlideObjective, label_weight, task_weights
 from eosin.training.whole_slide.reduce import reduce_gradients
 from eosin.training.whole_slide.sample import RegionLoss, SlideSample, slide_sample
@@ -14,6 +15,7 @@ from eosin.training.whole_slide.step import (
 )
 
 __all__ = [
+    "KeptVectors",
     "RegionLoss",
     "SlideObjective",
     "SlideResult",

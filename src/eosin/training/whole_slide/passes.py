@@ -50,6 +50,9 @@ class Part:
 class Passes(ABC):
     """Stages 1 and 2 over one part of a slide: `forward` once, then `backward` once."""
 
+    vectors: Tensor
+    """Of all tiles, once `forward` is through."""
+
     def __init__(
         self,
         pyramid: Pyramid,
@@ -57,8 +60,11 @@ class Passes(ABC):
         draws: SlideDraws,
         settings: WholeSlideSettings,
         region_loss: RegionLoss | None,
+        known: Tensor | None = None,
     ) -> None:
+        """known: vectors of all tiles of the part, where a stage 1 that stands still has made them before."""
         self.pyramid, self.part, self.draws, self.settings = pyramid, part, draws, settings
+        self.known = known
         self.grid = part.grid
         self.region_loss = region_loss
         slide = part.sample.slide
@@ -99,6 +105,9 @@ class Passes(ABC):
 
     def tiles(self, first_time: bool) -> Iterator[tuple[slice, Tensor]]:
         """Stage 1, chunk by chunk: which tiles, and their vectors."""
+        if self.known is not None and not self.wanted:
+            yield slice(0, len(self.known)), self.known.to(self.pyramid.device)
+            return
         seen = self.see if first_time else None
         for chunk in tile_vectors(self.pyramid, self.grid, self.part.read, self.settings, self.draws, seen):
             yield slice(chunk.first, chunk.last), chunk.vectors

@@ -18,7 +18,7 @@ from eosin.tiles.pyramid_grid import REGION_SIDE, RegionGrid, region_grid
 
 TileLoss: TypeAlias = Callable[[], Tensor]
 """This process's part of the loss of a batch of tiles (DINO on stage 1), 0-d with a graph, weight included. Summed over
-processes it is the term."""
+processes it is the term. Must not wait for the other processes."""
 
 
 @dataclass(frozen=True)

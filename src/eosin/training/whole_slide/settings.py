@@ -23,6 +23,12 @@ class WholeSlideSettings(SlideForward):
         default=False,
         description="multi-pass: keep the slide's tiles in host memory (196 KB each at 256 px), read once",
     )
+    keep_vectors_mb: float = Field(
+        default=0.0,
+        ge=0,
+        description="host memory for the tile vectors of slides while stage 1 stands still (`step2.tile_frozen_slides`)"
+        " and drops nothing: a slide is read and run through stage 1 once",
+    )
     vectors: Literal["device", "host"] = Field(
         default="device", description="multi-pass: where tile vectors and their gradients wait"
     )

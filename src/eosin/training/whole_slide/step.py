@@ -25,6 +25,7 @@ from eosin.models.pyramid_draws import SlideDraws
 from eosin.models.pyramid_encode import slide_of, tile_shares
 from eosin.models.pyramid_tiles import refuse_batch_norm
 from eosin.training.whole_slide.attention import attention_spread
+from eosin.training.whole_slide.kept import KeptVectors
 from eosin.training.whole_slide.objective import SlideObjective
 from eosin.training.whole_slide.passes import HeldGraph, Part, Recomputed
 from eosin.training.whole_slide.reduce import reduce_gradients
@@ -76,7 +77,8 @@ def whole_slide_step(
 
     samples: of this process where slides are shared out (see `slide_shares`; may be none), the same on all processes
     where regions are. modules: others whose weights `tile_loss` and `region_loss` train. Gradients are added to those
-    that are there. An EosinError of one process is raised on all.
+    that are there. An EosinError of one process is raised on all; where one dies, the others hear of it on the hosts,
+    before they wait for its gradients.
     """
     world = world or World.here()
 
@@ -87,13 +89,18 @@ def whole_slide_step(
         ]
 
     results = world.agree(accumulate) if settings.spread == "slides" else accumulate()
-    of_tiles = None
-    if tile_loss is not None:
-        loss = tile_loss()
-        loss.backward()
-        of_tiles = loss.detach()
+    of_tiles = world.agree(lambda: learned_tiles(tile_loss))
     reduce_gradients([p for module in (pyramid, *modules) for p in module.parameters()], world)
     return StepResult(results, of_tiles)
+
+
+def learned_tiles(tile_loss: TileLoss | None) -> Tensor | None:
+    """Add the gradient of the tile loss, where there is one; returns it, 0-d without a graph."""
+    if tile_loss is None:
+        return None
+    loss = tile_loss()
+    loss.backward()
+    return loss.detach()
 
 
 def accumulate_slide(
@@ -104,11 +111,13 @@ def accumulate_slide(
     objective: SlideObjective | None = None,
     region_loss: RegionLoss | None = None,
     world: World | None = None,
+    kept: KeptVectors | None = None,
 ) -> SlideResult:
     """Add the gradient of one slide's losses to the weights of this process; exchanges no gradients.
 
     Without an `objective` only the regions that the region loss wants are read. Drop path is drawn from `draws`,
-    whatever mode the pyramid is in.
+    whatever mode the pyramid is in. kept: given where stage 1 stands still and drops nothing; tile vectors that lie
+    there are not made again.
     """
     world = world or World.here()
     refuse_batch_norm(pyramid)
@@ -116,11 +125,12 @@ def accumulate_slide(
     numbers = list(range(*sample.grid.shares(world.size)[world.rank])) if spread else list(range(len(sample.grid)))
     if objective is None:
         numbers = [n for n in numbers if region_loss is not None and region_loss.wants(sample.slide, n)]
-    passes = None
+    passes = whole = None
     if numbers:
         make = Recomputed if settings.strategy == "multi-pass" else HeldGraph
         part = Part(sample, numbers, settings.keep_pixels and make is Recomputed)
-        passes = make(pyramid, part, draws, settings, region_loss)
+        whole = kept if len(numbers) == len(sample.grid) else None
+        passes = make(pyramid, part, draws, settings, region_loss, whole.get(sample.slide) if whole else None)
 
     def together(work: Callable[[], T]) -> T:
         """What may fail is reading; where regions are shared out, all processes stop if one has to."""
@@ -129,6 +139,8 @@ def accumulate_slide(
     # (a) and (b): stages 1 and 2, forward.
     forward = partial(passes.forward, objective is not None) if passes is not None else lambda: (None, None)
     regions, shares = together(forward)
+    if passes is not None and whole is not None:
+        whole.put(sample.slide, passes.vectors)
 
     # (c) Stage 3 and the heads. Where regions are shared out, every process does this on all of them, one for all.
     result, slopes = SlideResult(sample.slide, sample.grid.tiles, len(sample.grid)), None
