@@ -32,6 +32,9 @@ bench: $(STAMP)  ## side-by-side measurements of benchmarks/RESULTS.md; DATA = f
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/whole_slide/memory.py --encoders tiny
+	$(BIN)/python benchmarks/cohorts.py -o bench-slides/cohorts
+	$(BIN)/python benchmarks/object_store.py
+	@if [ -n "$(DATA)" ]; then $(BIN)/python benchmarks/foreground.py "$(DATA)" -o foreground.png; fi
 	@if [ -n "$(DATA)" ]; then $(BIN)/python benchmarks/slides.py "$(DATA)" -o bench-slides --side 12288; fi
 	@if [ -n "$(DATA)" ]; then $(BIN)/python benchmarks/learning.py "$(DATA)"; else echo "learning proof skipped: give DATA=folder"; fi
 

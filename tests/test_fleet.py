@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 def ray() -> Iterator[Any]:
     """A Ray of two cores on this machine; `eosin` uses it, whatever address it is given."""
     module = pytest.importorskip("ray", reason='needs pip install "eosin[ray]"')
-    os.environ["RAY_worker_niceness"] = "0"  # else its workers starve on a busy machine
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (else its workers starve on a busy machine)
     with fleet("local", 2):
         yield module
 

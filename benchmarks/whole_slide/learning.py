@@ -90,7 +90,8 @@ CLAM = [
     "head.hidden=128",
     "head.attention=64",
 ]
-ALONE = ["step2.tile_weight=0.0"]
+ALONE = ["step2.tile_weight=0.0", "run.batch=2", "run.group=2"]
+"""Without DINO; a batch of tiles is read all the same."""
 ARMS: dict[str, list[str]] = {
     "start": [],
     "end-to-end": ["tasks=[{column: spots}]", *ALONE],
@@ -117,7 +118,7 @@ def write_slides(folder: Path, a_class: int, seed: int = 0) -> Path:
 
 
 def write_mosaics(folder: Path, count: int, seed: int) -> None:
-    """`count` mosaics, the first half with a spots, and labels.csv."""
+    """`count` mosaics, the first half with spots, and labels.csv."""
     tiles = tissue_tiles(count * TILES, seed)
     order = Words(seed, "mosaic").permutations(len(tiles))
     bars = Words(seed, "bars").permutations(count) < count // 2

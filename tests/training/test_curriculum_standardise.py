@@ -119,9 +119,9 @@ def test_exported_it_embeds_slides(cohort: Path, run: RunFolder, tmp_path: Path)
 def test_a_stage_s_rate_rises_when_it_begins_to_learn() -> None:
     recipe = load_recipe("pyramid-quickstart", [*TINY, *ATTENTION, "step2.region_frozen_slides=4"])[0]
     assert isinstance(recipe, CurriculumRecipe)
-    rates = curriculum_schedules(recipe, 12, 1)
+    rates = curriculum_schedules(recipe, 13, 1)
     assert rates.encoder_lr[:9].tolist() == [0.0] * 9
-    assert rates.encoder_lr[9:].tolist() == pytest.approx([recipe.step2.tile_lr * part / 4 for part in (1, 2, 3)])
+    assert rates.encoder_lr[9:].tolist() == pytest.approx([recipe.step2.tile_lr * part / 4 for part in (1, 2, 3, 4)])
     assert rates.region_lr[:5].tolist() == pytest.approx([0.0] * 4 + [recipe.step2.region_lr / 4])
     assert rates.heads_lr.min() > 0
     assert rates.lr.min() > 0  # of the heads of DINO

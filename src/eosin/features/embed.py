@@ -89,11 +89,11 @@ def embed_slides(
     if part:
         exclude_each_other("--part", ray=ray, fresh=fresh)
     if stage != "tile":
-        if ray or part:
-            raise DataError(f"--stage {stage} is for one machine: without --ray and --part")
+        if ray:
+            raise DataError(f"--stage {stage} does not run on Ray: share the slides out by torchrun or --part I/N")
         given = (mpp, size, stride, pooling, weights, input_size) != (None,) * 6 or random_init or tokens or clam
         return _embed_upper(
-            model, slides, Path(out), stage, _device(device), precision, batch, mpp_csv, where, fresh, given
+            model, slides, Path(out), stage, _device(device), precision, batch, mpp_csv, where, fresh, given, own
         )
     load = Loading(model, weights, random_init, pooling, input_size, seed)
 
@@ -192,6 +192,7 @@ def _embed_upper(
     where: str | None,
     fresh: bool,
     given: bool,
+    part: tuple[int, int],
 ) -> EmbeddingRun:
     """Vectors of regions or slides; `given`: whether words were given that a pyramid decides by itself."""
     from eosin.features.embed_pyramid import STAGES, embed_stage
@@ -201,11 +202,10 @@ def _embed_upper(
     if given or isinstance(model, Encoder):
         raise DataError(f"--stage {stage} takes tiles, scale and weights as the exported pyramid has them")
     with world(place) as here:
-        if here.size > 1:
-            raise DataError(f"--stage {stage} runs in one process; share slides out with --where")
-        cohort = _cohort(slides, check_writable(out), mpp_csv, where, alone=True)
+        alone = here.size == 1 and part == (1, 1)
+        cohort = _cohort(slides, check_writable(out), mpp_csv, where, alone)
         precision = precision or ("bf16" if place.type == "cuda" else "fp32")
-        return embed_stage(model, cohort, out, stage, place, precision, batch or 128, fresh)
+        return embed_stage(model, cohort, out, stage, place, precision, batch or 128, fresh, here, part)
 
 
 def _settings(
