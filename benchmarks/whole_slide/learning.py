@@ -53,7 +53,7 @@ from eosin.training.export import export_run
 
 MPP, TILE_PX, ROWS, COLUMNS, MARGIN_PX, MASK_MPP = 0.5, 64, 8, 16, 64, 8.0
 TILES = ROWS * COLUMNS
-SQUARE_PX, RADIUS_PX = 16, 33
+SQUARE_PX, RADIUS_PX = 16, 34
 SPOTS = SlideTask("spots", "binary", ("no", "yes"))
 DRAWS = 2000
 Pixels = npt.NDArray[np.uint8]

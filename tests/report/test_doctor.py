@@ -24,7 +24,7 @@ from eosin.slides.tiff_index import TiffIndex
 from eosin.slides.tiff_source import FileBytes
 from eosin.tiles import SlideSource, TilesConfig, hsv_share
 from eosin.tiles.decoding import stored_under
-from eosin.tiles.plan import Address
+from eosin.tiles.source import Address
 from eosin.tiles.speed import measure_scale
 from eosin.training.dry_run import describe
 from eosin.training.gpus import gpu_called

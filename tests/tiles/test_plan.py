@@ -121,7 +121,7 @@ def test_a_scale_that_no_slide_gives(cohort: Cohort) -> None:
 
 
 def test_nothing_passes_is_one_clear_line(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eosin.tiles.plan.MOST_SLIDES", 2)
+    monkeypatch.setattr("eosin.tiles.search.MOST_SLIDES", 2)
     plan = plan_of(cohort, TilesConfig(size_px=512, mpp=[1.0], min_foreground=0.1, hsv_share=1.0), 0)
     with pytest.raises(PlanError, match=r"no tile passes.*times the HSV rule"):
         plan.tile(0)

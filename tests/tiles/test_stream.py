@@ -77,7 +77,7 @@ def test_an_impossible_split_is_refused(plan: TilePlan) -> None:
 def test_a_plan_that_finds_nothing_stops_with_its_line(
     cohort: Cohort, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eosin.tiles.plan.MOST_SLIDES", 2)  # worker processes are forked from this one
+    monkeypatch.setattr("eosin.tiles.search.MOST_SLIDES", 2)  # worker processes are forked from this one
     whole_slides = TilesConfig(size_px=512, mpp=[1.0], min_foreground=0.1, hsv_share=1.0)
     plan = plan_of(cohort, whole_slides, 0)
     with pytest.raises(PlanError, match="no tile passes"):

@@ -32,7 +32,7 @@ from eosin.slides.page import outlined
 from eosin.slides.uri import Uri, is_uri
 from eosin.tiles import TilesConfig
 from eosin.tiles.grid import tissue_grid
-from eosin.tiles.plan import REDRAWS
+from eosin.tiles.source import REDRAWS
 from eosin.tiles.speed import ScaleSpeed, measure_scale
 from eosin.training.gpus import gpu_called, gpu_here
 from eosin.training.recipe import Recipe, load_recipe

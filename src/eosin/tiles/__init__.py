@@ -3,8 +3,9 @@
 from eosin.tiles.config import MppRange, TilesConfig
 from eosin.tiles.filters import foreground_share, hsv_share
 from eosin.tiles.folder_source import FolderSource
-from eosin.tiles.plan import Address, Rejection, Source, Tile, TilePlan
+from eosin.tiles.plan import TilePlan
 from eosin.tiles.slide_source import SlideSource
+from eosin.tiles.source import Address, Rejection, Source, Tile
 from eosin.tiles.stream import TileBatch, TileStream
 
 __all__ = [

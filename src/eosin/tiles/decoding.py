@@ -14,7 +14,7 @@ from eosin.slides.tiff import TiffSlide
 from eosin.slides.tiff_codecs import DecodeError, Decoder
 from eosin.slides.tiff_index import TiffIndex
 from eosin.slides.tiff_source import FileBytes
-from eosin.tiles.plan import Address
+from eosin.tiles.source import Address
 
 DECODED_AT_MOST = 64
 

@@ -21,7 +21,7 @@ from eosin.randomness import Words
 from eosin.slides.resample import Axis, resample
 from eosin.tiles.config import TilesConfig
 from eosin.tiles.filters import Pixels
-from eosin.tiles.plan import Address
+from eosin.tiles.source import Address
 
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
@@ -39,7 +39,7 @@ def find_images(where: str) -> list[Path]:
 class FolderSource:
     """Images of one µm/px in a folder or glob. `tiles_per_visit` means nothing here: an image is read whole."""
 
-    wide = False
+    wide = far = False
 
     def __init__(self, where: str, mpp: float, config: TilesConfig) -> None:
         """where: folder or glob; mpp: µm/px of the images. Raises DataError or PlanError (a scale it cannot give)."""

@@ -6,8 +6,10 @@ Knows nothing of batches or filters on pixels (plan.py).
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,18 @@ from eosin.slides.records import Records
 from eosin.slides.uri import is_uri
 from eosin.tiles.config import TilesConfig
 from eosin.tiles.filters import Pixels, integral
-from eosin.tiles.plan import REDRAWS, Address
+from eosin.tiles.open_slides import OpenSlides
 from eosin.tiles.positions import Extent, Tissue
+from eosin.tiles.source import REDRAWS, Address
 
-OPEN_SLIDES = 32  # slides kept open a process
-OPEN_IMAGES = 8  # of them plain images, which hold all their pixels in memory
 KEPT_MASKS = 64  # integral images kept a process
 
 
 class SlideSource:
-    """Tiles of a cohort's usable slides. Cheap to send to a worker process: open slides and masks stay behind."""
+    """Tiles of a cohort's usable slides. Cheap to send to a worker process: open slides and masks stay behind.
+
+    Threads may draw and read at the same time.
+    """
 
     wide = True
 
@@ -63,15 +67,17 @@ class SlideSource:
             ) from error
         used = np.flatnonzero(chosen).tolist() if config.slides < 1 else None
         self.hash = hash_of([cohort.hash, self.config.model_dump(), used])
+        self.far = any(map(is_uri, table["path"].iloc[self._order]))
         self._rows = Records(table, ["slide_id", "path", "reader", "width", "height", "mpp_x", "mpp_y"])
         self._reset()
 
     def _reset(self) -> None:
-        self._open: OrderedDict[int, Slide] = OrderedDict()
+        self._open = OpenSlides()
         self._masks: OrderedDict[int, Tissue] = OrderedDict()
+        self._lock = threading.Lock()  # of the masks
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_open", "_masks")}
+        return {name: value for name, value in vars(self).items() if name not in ("_open", "_masks", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -121,10 +127,12 @@ class SlideSource:
     def around(self, address: Address, words: Words) -> list[Address]:
         """See `Source.around`."""
         image, mpp = address.image, address.mpp
+        with self._slide(image) as slide:
+            stored = slide.stored_tile(mpp, self.config.max_upsample)
         corners = self._tissue(image).around(
             (address.x, address.y),
             self.config.tiles_per_visit,
-            self._slide(image).stored_tile(mpp, self.config.max_upsample),
+            stored,
             self._extent(image, mpp),
             self.config.size_px * mpp,
             self.config.min_foreground,
@@ -134,47 +142,41 @@ class SlideSource:
 
     def read(self, addresses: Sequence[Address]) -> list[Pixels]:
         """See `Source.read`."""
-        first = addresses[0]
-        slide, most = self._slide(first.image), self.config.max_upsample
-        if len(addresses) == 1:
-            return [slide.region(first.x, first.y, first.size_px, first.mpp, most)]
-        return slide.regions([(one.x, one.y) for one in addresses], first.size_px, first.mpp, most)
+        with self._slide(addresses[0].image) as slide:
+            return read_places(slide, addresses, self.config.max_upsample)
 
-    def _slide(self, image: int) -> Slide:
-        if image in self._open:
-            self._open.move_to_end(image)
-            return self._open[image]
-        row = self._rows[image]
+    def _slide(self, image: int) -> AbstractContextManager[Slide]:
+        return self._open.use(image, lambda: self._opened(self._rows[image]))
+
+    def _opened(self, row: dict[str, Any]) -> Slide:
+        """Raises SlideGone."""
+        mpp = row["mpp_x"] if row["mpp_x"] == row["mpp_y"] else None
         try:
-            slide = self._opened(row)
+            slide = open_slide(row["path"], mpp, row["reader"], halve=self.config.dct_halving)
         except SlideError as error:
             raise SlideGone(str(error)) from error
         if (slide.width, slide.height) != (row["width"], row["height"]):
             slide.close()
             raise SlideGone(f"{row['path']}: is not the file that was indexed; run `eosin index` again")
-        self._open[image] = slide
-        images = [number for number, opened in self._open.items() if opened.reader == "image"]
-        if len(images) > OPEN_IMAGES:
-            self._open.pop(images[0]).close()
-        elif len(self._open) > OPEN_SLIDES:
-            self._open.popitem(last=False)[1].close()
         return slide
 
-    def _opened(self, row: dict[str, Any]) -> Slide:
-        mpp = row["mpp_x"] if row["mpp_x"] == row["mpp_y"] else None
-        return open_slide(row["path"], mpp, row["reader"], halve=self.config.dct_halving)
-
     def _tissue(self, image: int) -> Tissue:
-        if image in self._masks:
+        with self._lock:
+            if image not in self._masks:
+                row, table = self._rows[image], integral(self.cohort.foreground(image))
+                self._masks[image] = Tissue(table, self.cohort.foreground_mpp(image), row["mpp_x"], row["mpp_y"])
+                if len(self._masks) > KEPT_MASKS:
+                    self._masks.popitem(last=False)
             self._masks.move_to_end(image)
             return self._masks[image]
-        row = self._rows[image]
-        table = integral(self.cohort.foreground(image))
-        tissue = Tissue(table, self.cohort.foreground_mpp(image), row["mpp_x"], row["mpp_y"])
-        self._masks[image] = tissue
-        if len(self._masks) > KEPT_MASKS:
-            self._masks.popitem(last=False)
-        return tissue
+
+
+def read_places(slide: Slide, places: Sequence[Address], max_upsample: float) -> list[Pixels]:
+    """Pixels uint8 [S, S, 3] of neighbouring addresses of one slide and µm/px, from one read. Raises SlideError."""
+    first = places[0]
+    if len(places) == 1:
+        return [slide.region(first.x, first.y, first.size_px, first.mpp, max_upsample)]
+    return slide.regions([(place.x, place.y) for place in places], first.size_px, first.mpp, max_upsample)
 
 
 def chosen_patients(table: Any, share: float, seed: int) -> npt.NDArray[np.bool_]:

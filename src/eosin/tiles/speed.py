@@ -23,15 +23,14 @@ from eosin.slides.anatomy import Serving, serving
 from eosin.tiles.config import TilesConfig
 from eosin.tiles.decoding import decode_seconds
 from eosin.tiles.filters import Pixels, hsv_share
-from eosin.tiles.plan import Address
-from eosin.tiles.slide_source import SlideSource
+from eosin.tiles.source import Address
+from eosin.tiles.slide_source import SlideSource, read_places
 
 SEED = 0
 MOST_TILES = 512
 MOST_ERRORS = 8
 LEAST_VISITS = 6
 """Read even if the time is over, but for at most three times as long: a busy machine may give few of its cores."""
-DECODED_AT_MOST = 64
 _COLD_SHARE = 24  # between two openings at most one in so many of a level's stored tiles is read
 
 OpenAgain = Callable[[], Slide]
@@ -145,7 +144,7 @@ def _read_for(speed: ScaleSpeed, source: SlideSource, open_again: OpenAgain, sec
         places = _places(source, 0)  # the foreground is loaded and the code warm before anything is timed
         if not places:
             return done
-        _read(slide, places, config)
+        read_places(slide, places, config.max_upsample)
         begun = time.monotonic()
         while speed.tiles < MOST_TILES and len(speed.errors) < MOST_ERRORS:
             if (over := time.monotonic() - begun) > seconds and (over > 3 * seconds or len(done) >= LEAST_VISITS):
@@ -159,7 +158,7 @@ def _read_for(speed: ScaleSpeed, source: SlideSource, open_again: OpenAgain, sec
             places = _places(source, index)
             drawn = time.thread_time()
             try:
-                tiles = _read(slide, places, config)
+                tiles = read_places(slide, places, config.max_upsample)
             except EosinError as error:
                 speed.errors.append(str(error))
                 continue
@@ -184,13 +183,6 @@ def _places(source: SlideSource, index: int) -> list[Address]:
     if source.config.tiles_per_visit == 1:
         return [place]
     return source.around(place, Words(SEED, "slots", index))
-
-
-def _read(slide: Slide, places: list[Address], config: TilesConfig) -> list[Pixels]:
-    first, most = places[0], config.max_upsample
-    if len(places) == 1:
-        return [slide.region(first.x, first.y, first.size_px, first.mpp, most)]
-    return slide.regions([(place.x, place.y) for place in places], first.size_px, first.mpp, most)
 
 
 def _tiles_an_opening(slide: Slide, how: Serving) -> int:

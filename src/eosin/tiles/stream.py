@@ -3,13 +3,15 @@
 So resume is exact and free, and a run can move to another number of GPUs. Worker processes read; batches arrive in
 order as uint8. Where several tiles come from one visit (visits.py), the worker whose step needs a visit first reads all
 of it that this process will need, and the tiles wait here, in the process that trains, until their step. Who reads what
-follows from the step alone, so workers share no state. Knows nothing of views or models.
+follows from the step alone, so workers share no state. From an object store, where reading is mostly waiting, a process
+reads several visits of a step at a time. Knows nothing of views or models.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -22,7 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from eosin.errors import EosinError, PlanError
 from eosin.slides.remote import worker_start
-from eosin.tiles.plan import Rejection, Tile, TilePlan
+from eosin.tiles.plan import TilePlan
+from eosin.tiles.source import Rejection, Tile
+
+AT_ONCE = 16  # visits that a process reads side by side from an object store
 
 
 @dataclass
@@ -163,6 +168,14 @@ class _Task(NamedTuple):
         return begun and self.share[0] <= row < self.share[1]
 
 
+def _read(task: _Task, visits: Sequence[list[int]]) -> list[list[Tile]]:
+    """The tiles of each visit, given by their numbers. Raises PlanError, StoreDown."""
+    if not task.plan.far:
+        return [task.plan.tiles(visit, task.known) for visit in visits]
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="eosin-tiles") as threads:
+        return list(threads.map(lambda visit: task.plan.tiles(visit, task.known), visits))
+
+
 class _PlanReader(Dataset[Any]):
     """step -> TileBatch. Runs inside the workers; a refusal travels back as a value, so it stays one line."""
 
@@ -172,10 +185,10 @@ class _PlanReader(Dataset[Any]):
     def __getitem__(self, step: int) -> TileBatch | EosinError:
         task = self.task
         try:
-            tiles = [task.plan.tile(step * task.batch + row, task.known) for row in range(*task.share)]
+            read = _read(task, [[step * task.batch + row] for row in range(*task.share)])
         except EosinError as error:
             return error
-        return TileBatch.of(step, tiles)
+        return TileBatch.of(step, [tile for [tile] in read])
 
 
 @dataclass
@@ -196,16 +209,14 @@ class _VisitReader(Dataset[Any]):
         self.task = task
 
     def __getitem__(self, step: int) -> _Reading | EosinError:
-        numbers, tiles, visits = list[int](), list[Tile](), 0
+        visits = list(self._begun_in(step))
         try:
-            for visit in self._begun_in(step):
-                tiles += self.task.plan.tiles(visit, self.task.known)
-                numbers += visit
-                visits += 1
+            tiles = [tile for read in _read(self.task, visits) for tile in read]
         except EosinError as error:
             return error
+        numbers = [number for visit in visits for number in visit]
         pixels = np.stack([tile.pixels for tile in tiles]) if tiles else np.empty((0, 1, 1, 3), np.uint8)
-        return _Reading(step, visits, numbers, [replace(tile, pixels=pixels[:0]) for tile in tiles], pixels)
+        return _Reading(step, len(visits), numbers, [replace(tile, pixels=pixels[:0]) for tile in tiles], pixels)
 
     def _begun_in(self, step: int) -> Iterator[list[int]]:
         """The numbers of this process's tiles, visit by visit, of every visit that no earlier step has needed."""
