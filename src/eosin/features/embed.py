@@ -3,36 +3,28 @@
 Processes read blocks of tiles ahead (tiles/grid_stream.py) while the device encodes; vectors go into the h5 of their
 slide batch by batch, so memory does not grow with a slide. A slide that fails is a line in failures.csv and the others
 go on. Under torchrun each process takes its share of the slides, in an array of jobs each job its part, on a Ray
-cluster each GPU the next slide (embed_fleet.py). What the folder holds is embed_folder.py's.
+cluster each GPU the next slide (embed_fleet.py). What was asked for is embed_request.py's, what the folder holds
+embed_folder.py's.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from eosin.distributed import World, world
-from eosin.errors import CohortError, DataError
-from eosin.features.embed_folder import COHORT_FILE, EmbeddingFolder, EmbeddingSettings, wanted_scale
+from eosin.errors import DataError
+from eosin.features.embed_folder import EmbeddingFolder, EmbeddingSettings
+from eosin.features.embed_request import MIN_FOREGROUND, EmbeddingRequest
 from eosin.features.embed_run import Embedding, EmbeddingRun, share
 from eosin.features.encoder import Encoder
-from eosin.features.extract import find_device
-from eosin.features.load import load_model
-from eosin.features.pyramid_file import is_pyramid, load_pyramid_block
 from eosin.files import PathLike, check_writable, write_json
-from eosin.fleet import FleetError, exclude_each_other, part_of
 from eosin.progress import say
 from eosin.slides import Cohort
-
-MIN_FOREGROUND = 0.25
-PRECISIONS = ("fp32", "bf16")
 
 
 def embed_slides(
@@ -67,12 +59,10 @@ def embed_slides(
 
     Args:
         model: a word of `load_model`, with `weights`, `random_init`, `pooling`, `input_size`, `seed`; or an Encoder.
-        slides: a cohort (file), or slide files, folders and patterns, which are indexed into `out`/cohort.parquet
-            first, with `mpp_csv`.
+        slides: a cohort (file), or slide files, folders and patterns, first indexed into `out` with `mpp_csv`.
         mpp, size, stride: µm/px, side and distance of tiles in px of `mpp`; the encoder's own without, side by side.
         min_foreground: least share of tissue in a tile, [0, 1]; 0 takes every tile that touches tissue.
-        tokens: store the patch tokens as well, `patch_tokens` float16 [N, h, w, D].
-        clam: also write `out`/clam/h5_files and pt_files.
+        tokens: store `patch_tokens` float16 [N, h, w, D] as well. clam: also write `out`/clam/h5_files and pt_files.
         workers: processes that read, 0 for none; batch: tiles a forward pass; device: default the GPU where there
             is one; precision: fp32 or bf16 (autocast), default bf16 on a GPU and fp32 on a CPU.
         where: an expression over cohort columns. fresh: drop the features that `out` holds.
@@ -83,52 +73,62 @@ def embed_slides(
 
     Raises EosinError subclasses, one line: bad words, a folder made with other settings, no slide that worked.
     """
-    if precision is not None and precision not in PRECISIONS:
-        raise DataError(f"unknown precision {precision!r}: {', '.join(PRECISIONS)}")
-    own = part_of(part) if part else (1, 1)
-    if part:
-        exclude_each_other("--part", ray=ray, fresh=fresh)
-    if stage != "tile":
-        if ray:
-            raise DataError(f"--stage {stage} does not run on Ray: share the slides out by torchrun or --part I/N")
-        given = (mpp, size, stride, pooling, weights, input_size) != (None,) * 6 or random_init or tokens or clam
-        return _embed_upper(
-            model, slides, Path(out), stage, _device(device), precision, batch, mpp_csv, where, fresh, given, own
-        )
-    load = Loading(model, weights, random_init, pooling, input_size, seed)
-
-    def begin(encoder: Encoder, kind: str, here: World) -> tuple[EmbeddingFolder, EmbeddingSettings, Cohort]:
-        """Settings, a folder that is ready for them, and the slides; kind of the device: cpu or cuda."""
-        chosen = precision or ("bf16" if kind == "cuda" else "fp32")
-        settings = _settings(encoder, mpp, load.size(size), stride, min_foreground, chosen, tokens)
-        folder = EmbeddingFolder(check_writable(Path(out)))
-        if here.is_first:
-            folder.prepare(settings, fresh, alone=part is None)
-        cohort = _cohort(slides, folder.folder, mpp_csv, where, alone=here.size == 1 and part is None, ray=ray)
-        if here.is_first:
-            told = {"cohort": str(cohort.path), "cohort_hash": cohort.hash}
-            folder.describe(settings, encoder, load.word, told)
-        return folder, settings, cohort
-
-    if ray is not None:
+    request = EmbeddingRequest(**locals())  # its fields are the arguments
+    if request.stage != "tile":
+        return _embed_upper(request)
+    if request.ray is not None:
         from eosin.features.embed_fleet import embed_on_fleet
 
-        done = embed_on_fleet(load, begin, ray, device, workers, batch, clam, verbose)
-        return _told(done, EmbeddingFolder(Path(out)), own)
-    place = _device(device)
-    encoder = load.encoder().to(place)
+        return _told(embed_on_fleet(request), EmbeddingFolder(Path(out)), request.own)
+    return _embed_tiles(request)
+
+
+def _embed_tiles(request: EmbeddingRequest) -> EmbeddingRun:
+    """Features of tiles, by the processes of this run."""
+    place = request.place()
+    encoder = request.loading.encoder().to(place)
     with world(place) as here:
-        folder, settings, cohort = begin(encoder, place.type, here)
+        folder, settings, cohort = begin(request, encoder, place.type, here)
         token = here.first(f"{time.time_ns()}")
-        run = Embedding(encoder, cohort, folder, settings, batch or default_batch(place.type), clam)
-        done = run.embed(share(cohort, here, own), _workers(workers, place))
+        run = Embedding(encoder, cohort, folder, settings, request.batch_on(place.type), request.clam)
+        done = run.embed(share(cohort, here, request.own), request.readers(place.type))
         done = _merged(done, here, folder.folder / f".ranks-{token}")
-        return _told(done, folder, own) if here.is_first else _not_in_vain(done)
+        return _told(done, folder, request.own) if here.is_first else _not_in_vain(done)
 
 
-def default_batch(kind: str) -> int:
-    """Tiles a forward pass on a kind of device, cpu or cuda."""
-    return 256 if kind == "cuda" else 32
+def _embed_upper(request: EmbeddingRequest) -> EmbeddingRun:
+    """Vectors of regions or slides."""
+    from eosin.features.embed_pyramid import embed_stage
+
+    place, out = request.place(), check_writable(Path(request.out))
+    with world(place) as here:
+        return embed_stage(
+            str(request.model),
+            request.cohort(out, here.size),
+            out,
+            request.stage,
+            place,
+            request.precision_on(place.type),
+            request.batch or 128,
+            request.fresh,
+            here,
+            request.own,
+        )
+
+
+def begin(
+    request: EmbeddingRequest, encoder: Encoder, kind: str, here: World
+) -> tuple[EmbeddingFolder, EmbeddingSettings, Cohort]:
+    """A folder that is ready for the features, their settings, and the slides; kind of the device: cpu or cuda."""
+    settings = request.settings(encoder, kind)
+    folder = EmbeddingFolder(check_writable(Path(request.out)))
+    if here.is_first:
+        folder.prepare(settings, request.fresh, alone=request.part is None)
+    cohort = request.cohort(folder.folder, here.size)
+    if here.is_first:
+        told = {"cohort": str(cohort.path), "cohort_hash": cohort.hash}
+        folder.describe(settings, encoder, request.loading.word, told)
+    return folder, settings, cohort
 
 
 def _told(done: EmbeddingRun, folder: EmbeddingFolder, part: tuple[int, int]) -> EmbeddingRun:
@@ -142,141 +142,6 @@ def _not_in_vain(done: EmbeddingRun) -> EmbeddingRun:
     if not done.slides and not done.finished and done.failures:
         raise DataError("no slide could be embedded; {}: {}".format(*next(iter(done.failures.items()))))
     return done
-
-
-@dataclass(frozen=True)
-class Loading:
-    """The words that `load_model` makes an encoder of; or an encoder."""
-
-    model: PathLike | Encoder
-    weights: PathLike | None = None
-    random_init: bool = False
-    pooling: str | None = None
-    input_size: int | None = None
-    seed: int = 0
-
-    @property
-    def word(self) -> str:
-        """The model as the user named it."""
-        return str(getattr(self.model, "name", self.model))
-
-    def encoder(self) -> Encoder:
-        """The encoder, on the CPU where it is loaded now."""
-        if isinstance(self.model, Encoder):
-            return self.model
-        return load_model(self.model, self.weights, self.random_init, self.pooling, self.input_size, None, self.seed)
-
-    def size(self, wanted: int | None) -> int | None:
-        """Tile side in px: as wanted, else what a pyramid was trained with, else the encoder's to say (None)."""
-        if wanted is None and not isinstance(self.model, Encoder) and is_pyramid(str(self.model)):
-            return load_pyramid_block(str(self.model)).size_px
-        return wanted
-
-    def anywhere(self) -> Loading:
-        """The same for processes with another working directory; FleetError for an encoder in memory."""
-        if isinstance(self.model, Encoder):
-            raise FleetError("--ray needs a model that each machine can load: a folder or a name, not an Encoder")
-        model = Path(self.model).resolve() if Path(self.model).exists() else self.model
-        return replace(self, model=str(model), weights=self.weights and Path(self.weights).resolve())
-
-
-def _embed_upper(
-    model: PathLike | Encoder,
-    slides: Sequence[PathLike] | PathLike | Cohort,
-    out: Path,
-    stage: str,
-    place: torch.device,
-    precision: str | None,
-    batch: int | None,
-    mpp_csv: PathLike | None,
-    where: str | None,
-    fresh: bool,
-    given: bool,
-    part: tuple[int, int],
-) -> EmbeddingRun:
-    """Vectors of regions or slides; `given`: whether words were given that a pyramid decides by itself."""
-    from eosin.features.embed_pyramid import STAGES, embed_stage
-
-    if stage not in STAGES:
-        raise DataError(f"unknown stage {stage!r}: {', '.join(STAGES)}")
-    if given or isinstance(model, Encoder):
-        raise DataError(f"--stage {stage} takes tiles, scale and weights as the exported pyramid has them")
-    with world(place) as here:
-        alone = here.size == 1 and part == (1, 1)
-        cohort = _cohort(slides, check_writable(out), mpp_csv, where, alone)
-        precision = precision or ("bf16" if place.type == "cuda" else "fp32")
-        return embed_stage(model, cohort, out, stage, place, precision, batch or 128, fresh, here, part)
-
-
-def _settings(
-    encoder: Encoder,
-    mpp: float | None,
-    size: int | None,
-    stride: int | None,
-    min_foreground: float,
-    precision: str,
-    tokens: bool,
-) -> EmbeddingSettings:
-    """What the features will depend on; DataError where that makes no grid."""
-    tile_mpp, size_px = wanted_scale(encoder, mpp, size)
-    stride_px = size_px if stride is None else stride
-    if stride_px < 1 or not 0 <= min_foreground <= 1:
-        raise DataError(f"no grid of {size_px} px tiles at stride {stride_px} px, {min_foreground} foreground")
-    return EmbeddingSettings(
-        model_hash=encoder.model_hash,
-        transform=encoder.transform,
-        mpp=tile_mpp,
-        size_px=size_px,
-        stride_px=stride_px,
-        min_foreground=min_foreground,
-        precision=precision,
-        tokens=tokens,
-    )
-
-
-def _cohort(
-    slides: Sequence[PathLike] | PathLike | Cohort,
-    out: Path,
-    mpp_csv: PathLike | None,
-    where: str | None,
-    alone: bool,
-    ray: str | None = None,
-) -> Cohort:
-    """The slides to embed: a cohort as it is, or slides indexed now into `out`; alone: no other process does too."""
-    given = [slides] if isinstance(slides, str | os.PathLike) else slides
-    if isinstance(given, Cohort):
-        cohort = given
-    elif len(given) == 1 and Path(given[0]).suffix == ".parquet":
-        if mpp_csv is not None:
-            raise CohortError(f"{given[0]} has its scales already; --mpp-csv belongs to `eosin index`")
-        cohort = Cohort.read(given[0])
-    elif not alone:
-        raise CohortError("several processes embed a cohort: run `eosin index SLIDES -o cohort.parquet` first")
-    else:
-        cohort = Cohort.index(list(given), out / COHORT_FILE, mpp_csv=mpp_csv, ray=ray)
-    if skipped := len(cohort.table) - len(cohort):
-        say(f"{cohort.path}: {skipped} of {len(cohort.table)} slides are skipped because they could not be indexed")
-    cohort = cohort.where(where) if where else cohort
-    if not len(cohort):
-        raise CohortError(f"{cohort.path}: no usable slide")
-    return cohort
-
-
-def _device(name: str | None) -> torch.device:
-    """The device of this process; under torchrun each has the GPU of its local rank."""
-    place = find_device(name)
-    if place.type == "cuda" and place.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return place
-
-
-def _workers(workers: int | None, place: torch.device) -> int:
-    """Reading processes: as given, else a share of the cores; one beside a network that computes on the CPU."""
-    if workers is not None:
-        return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
-    return min(share, 16) if place.type == "cuda" else min(max(share // 4, 1), 4)
 
 
 def _merged(run: EmbeddingRun, here: World, meeting: Path) -> EmbeddingRun:

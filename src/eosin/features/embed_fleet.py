@@ -16,10 +16,10 @@ import torch
 
 from eosin.distributed import World
 from eosin.errors import WeightsError
-from eosin.features.embed import Loading, default_batch
+from eosin.features.embed import begin
 from eosin.features.embed_folder import EmbeddingFolder, EmbeddingSettings
+from eosin.features.embed_request import EmbeddingRequest, Loading
 from eosin.features.embed_run import Embedding, EmbeddingRun, share
-from eosin.features.encoder import Encoder
 from eosin.features.extract import find_device
 from eosin.fleet import Fleet, FleetError, Lost, fleet, same_place
 from eosin.progress import progress_bar
@@ -27,33 +27,23 @@ from eosin.slides import Cohort
 
 MOST_READERS = 16
 
-Begin = Callable[[Encoder, str, World], tuple[EmbeddingFolder, EmbeddingSettings, Cohort]]
 
+def embed_on_fleet(request: EmbeddingRequest) -> EmbeddingRun:
+    """Embed on the Ray cluster at `request.ray`.
 
-def embed_on_fleet(
-    load: Loading,
-    begin: Begin,
-    address: str,
-    device: str | None,
-    workers: int | None,
-    batch: int | None,
-    clam: bool,
-    verbose: bool,
-) -> EmbeddingRun:
-    """Embed on the Ray cluster at `address`.
-
-    begin: makes the folder ready for (encoder, kind of device, world). device: None for the cluster's GPUs where it has
-    any, else cpu or cuda. workers: processes that read for each GPU or core, None for the cores that are there for each
-    GPU, and none beside a core that computes. Raises FleetError where the cluster cannot be used.
+    device None is the cluster's GPUs where it has any, workers None the cores that are there for each GPU, and no
+    reader beside a core that computes. Raises FleetError where the cluster cannot be used.
     """
-    load = load.anywhere()
-    with fleet(address, None, verbose) as ships:
-        kind = _kind(ships, device)
-        count, readers = _spread(ships, kind, workers)
-        folder, settings, cohort = begin(load.encoder(), kind, World())
+    assert request.ray is not None
+    load = request.loading.anywhere()
+    with fleet(request.ray, None, request.verbose) as ships:
+        kind = _kind(ships, request.device)
+        count, readers = _spread(ships, kind, request.workers)
+        folder, settings, cohort = begin(request, load.encoder(), kind, World())
         cohort.path = cohort.path.resolve()
         folder = EmbeddingFolder(folder.folder.resolve())
-        work = SlideWork(load, cohort, folder.folder, settings, batch or default_batch(kind), clam, kind, readers)
+        batch, clam = request.batch_on(kind), request.clam
+        work = SlideWork(load, cohort, folder.folder, settings, batch, clam, kind, readers)
         jobs = share(cohort, World())
         needed = [cohort.path, cohort.row(jobs[0])["path"], str(load.model), *([load.weights] if load.weights else [])]
         total = EmbeddingRun(str(folder.folder))

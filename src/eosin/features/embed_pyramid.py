@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from eosin.distributed import World
-from eosin.errors import DataError, EosinError, OutputError
+from eosin.errors import DataError, EosinError, OutputError, SlideGone
 from eosin.features.embed_folder import EmbeddingFolder
 from eosin.features.embed_run import EmbeddingRun, share
 from eosin.features.pyramid_file import ExportedPyramid, load_pyramid
@@ -31,12 +31,10 @@ from eosin.models.pyramid_pixels import Pixels
 from eosin.progress import progress_bar, say
 from eosin.provenance import hash_of
 from eosin.slides import Cohort, Foreground, open_slide
-from eosin.slides.cohort import row_digest
 from eosin.tiles.grid import TileGrid, tissue_grid
 from eosin.tiles.grid_stream import read_tiles
 from eosin.tiles.pyramid_grid import RegionGrid, region_grid
 
-STAGES = ("tile", "region", "slide")
 KEY = b"eosin.embedding"
 """Where the Parquet file says what made it."""
 
@@ -90,8 +88,7 @@ class StageEmbedding:
         self.parts, self.table = out / f".{stage}-parts", out / f"{stage}s.parquet"
         self.rows: list[dict[str, Any]] = cohort.usable.to_dict("records")
         for number, row in enumerate(self.rows):
-            slide_hash = row_digest(row, self.mask(number).mask)
-            row["part"] = self.parts / f"{hash_of([self.key, row['slide_id'], slide_hash])}.npz"
+            row["part"] = self.parts / f"{hash_of([self.key, row['slide_id'], cohort.digest(number)])}.npz"
             row["failed"] = row["part"].with_suffix(".failed")
 
     def mask(self, number: int) -> Foreground:
@@ -179,7 +176,9 @@ def _embed(
     if not len(grid):
         raise DataError("no tissue" if not mask.mask.any() else f"no tile with {block.min_foreground:.0%} tissue")
     regions = region_grid(grid.row, grid.column, block.config.side)
-    with open_slide(row["path"], mpp=mpp[0] if mpp[0] == mpp[1] else None) as slide:
+    with open_slide(row["path"], mpp[0] if mpp[0] == mpp[1] else None, row["reader"]) as slide:
+        if (slide.width, slide.height) != size:
+            raise SlideGone(f"{row['path']}: is not the file that was indexed; run `eosin index` again")
 
         def read(region: int) -> Pixels:
             coords = grid.coords[regions.order[regions.span(region)]]

@@ -12,6 +12,7 @@ from eosin.errors import SlideError
 LARGEST_FEATURE = 1 << 25  # characters: an outline of about two million points
 _CHUNK = 1 << 20
 _SPACE = " \t\r\n"
+_USED = ("type", "geometry", "properties", "coordinates", "crs")  # of what stands around the features
 
 
 def features_of(path: Path) -> Iterator[dict[str, Any]]:
@@ -100,8 +101,11 @@ def _features(text: _Text, path: Path) -> Iterator[dict[str, Any]]:
                 streamed = True
                 yield from _elements(text)
             else:
-                head[str(name)] = text.value()
-                _check_reference(head.get("crs"), path)
+                value = text.value()
+                if name in _USED:
+                    head[name] = value
+                if name == "crs":
+                    _check_reference(value, path)
             if text.peek() != "}":
                 text.take(",")
         text.take("}")

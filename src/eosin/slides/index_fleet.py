@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -20,13 +21,16 @@ def read_on_fleet(
     """Rows of all jobs, as they come; `workers` processes, None for one a core of the cluster.
 
     A slide that takes down every process that reads it becomes an error row. Raises FleetError where the cluster cannot
-    be used: not there, other versions, `folder` or the slides not visible to a machine.
+    be used: not there, other versions, `folder`, slides or annotations not visible to a machine.
     """
-    slides = [job.path for job in jobs[:: max(len(jobs) // _SAMPLE, 1)] if not is_uri(job.path)]
-    with fleet(address, workers or None, verbose) as ships, same_place(folder, slides) as place:
+    some = jobs[:: max(len(jobs) // _SAMPLE, 1)]
+    files = [job.path for job in some if not is_uri(job.path)]
+    files += [job.foreground.file for job in jobs if job.foreground.file][:_SAMPLE]
+    with fleet(address, workers or None, verbose) as ships, same_place(folder, files) as place:
         count = min(workers or ships.room(), len(jobs))
-        for job, row in ships.each(jobs, _reader, place, count):
-            yield job, crash_row(job) if isinstance(row, Lost) else row
+        with closing(ships.each(jobs, _reader, place, count)) as results:
+            for job, row in results:
+                yield job, crash_row(job) if isinstance(row, Lost) else row
 
 
 def _reader() -> Callable[[Job], Row]:

@@ -8,6 +8,7 @@ memory of a row is where it lies; its pictures are read when the cohort is writt
 from __future__ import annotations
 
 import base64
+import glob
 import json
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -81,23 +82,28 @@ class KnownRows:
         place = self._places[key]
         return self._of_cohort(place.at) if place.journal is None else self._of_journal(place.journal, place.at)
 
+    def close(self) -> None:
+        """Let go of the journals and of the finished cohort: only then can some systems replace or remove them."""
+        for handle in (self._file, *self._handles.values()):
+            handle.close()
+        if self._finished is not None:
+            self._finished.close()
+
     def finish(self) -> None:
         """Remove the journals: their rows are in the cohort."""
+        self.close()
         self._remove_journals()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for handle in (self._file, *self._handles.values()):
-            handle.close()
-        if self._finished is not None:
-            self._finished.close()
+        self.close()
 
     def _journals(self) -> list[Path]:
         """All journals of the cohort, the parts' first."""
         own = journal_path(self._cohort)
-        return [*sorted(own.parent.glob(f"{own.name}-*-of-*")), own]
+        return [*sorted(own.parent.glob(f"{glob.escape(own.name)}-*-of-*")), own]
 
     def _remove_journals(self) -> None:
         for journal in self._journals():

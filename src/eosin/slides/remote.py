@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from eosin.errors import EosinError
 from eosin.slides.remote_errors import EXTRA, StoreError, StoreUnreachable, changed, told
-from eosin.slides.uri import ALLOW_HTTP, Uri
+from eosin.slides.uri import ALLOW_HTTP, Uri, told_to
 
 CONNECTIONS = 16  # a process: what waits for a store costs nothing else
 TRIES = 3  # of a range whose answer was cut short, each with the client's own repetitions
@@ -166,7 +166,7 @@ def _threads(process: int) -> ThreadPoolExecutor:
 def _store(scheme: str, place: str, query: str) -> Any:
     """The client of a bucket or host."""
     stores = _obstore().store
-    plain = {"s3": _told_to("AWS_ALLOW_HTTP"), "gs": _told_to(ALLOW_HTTP), "https": False, "http": True}
+    plain = {"s3": told_to("AWS_ALLOW_HTTP"), "gs": told_to(ALLOW_HTTP), "https": False, "http": True}
     client = CLIENT | _authority() | {"allow_http": plain[scheme]}  # where it is not, redirects lead to https only
     words: dict[str, Any] = {"client_options": client, "retry_config": RETRIES}
     if scheme == "s3":
@@ -178,7 +178,7 @@ def _store(scheme: str, place: str, query: str) -> Any:
 
 def _aws_profile() -> dict[str, Any]:
     """The provider of profiles, SSO and roles of ~/.aws, where the environment does not hold a key itself."""
-    if os.environ.get("AWS_ACCESS_KEY_ID") or _told_to("AWS_SKIP_SIGNATURE"):
+    if os.environ.get("AWS_ACCESS_KEY_ID") or told_to("AWS_SKIP_SIGNATURE"):
         return {}
     try:
         from obstore.auth.boto3 import Boto3CredentialProvider
@@ -196,7 +196,3 @@ def _authority() -> dict[str, Any]:
         return {"root_certificate": Path(file).read_bytes()}
     except OSError as error:
         raise StoreError(f"AWS_CA_BUNDLE: {file} cannot be read: {error.strerror or error}") from error
-
-
-def _told_to(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")

@@ -23,6 +23,7 @@ from eosin.slides.uri import Uri
 
 CACHE_DIR = "EOSIN_CACHE_DIR"
 _FORMAT = "eosin remote index 1"  # another number where the same file would give another index
+_MOST_KEPT = 64 * 2**20  # bytes of a file that is taken for a kept index; they have some tens of kilobytes
 _told_unwritable: list[str] = []
 
 
@@ -78,7 +79,8 @@ def _remembered(source: RemoteBytes) -> bytes | None:
     if file is None:
         return None
     try:
-        data = file.read_bytes()
+        with open(file, "rb") as handle:
+            data = handle.read(_MOST_KEPT)
         if data.startswith(head) and TiffIndex.unpack(data[len(head) :]).size == source.size:
             return data[len(head) :]
     except (OSError, SlideError):

@@ -61,6 +61,7 @@ from eosin.slides.tiff_tags import (
     read_sub_directories,
 )
 
+_MOST_UNPACKED = 256 * 2**20  # bytes: 22 million tiles
 _FARTHEST = 1 << 50  # bytes: beyond it lies no file
 _PACKED = b"eosin tiles 1\n"
 _NDPI = 65420  # a tag of Hamamatsu's, whose tiles are not those of TIFF
@@ -122,7 +123,10 @@ class TiffIndex:
         try:
             if not data.startswith(_PACKED):
                 raise ValueError("another version")
-            plain = zlib.decompress(data[len(_PACKED) :])
+            unpacking = zlib.decompressobj()
+            plain = unpacking.decompress(data[len(_PACKED) :], _MOST_UNPACKED)
+            if not unpacking.eof:
+                raise ValueError("cut short, or too large")
             start = 4 + int.from_bytes(plain[:4], "little")
             head = json.loads(plain[4:start])
             levels = []
@@ -136,7 +140,7 @@ class TiffIndex:
                 offsets[1:] += np.cumsum(counts[:-1], dtype=np.int64)
                 levels.append(TiffLevel(width, height, level.coding, offsets, counts))
             return TiffIndex(head["vendor"], (head["mpp"][0], head["mpp"][1]), head["size"], tuple(levels))
-        except (ValueError, KeyError, TypeError, zlib.error) as error:
+        except (ValueError, KeyError, TypeError, IndexError, ArithmeticError, RecursionError, zlib.error) as error:
             raise SlideError(f"a kept slide index is damaged or of another version: {error}; index again") from error
 
 

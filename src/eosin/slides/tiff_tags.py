@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from eosin.errors import SlideError
 from eosin.slides.tiff_source import ByteSource, Span
 
 MAX_DIRECTORIES = 512
@@ -114,8 +115,13 @@ class Directory:
 
 
 def read_directories(source: ByteSource) -> list[Directory]:
-    """The main directories of a file, in their order; NotThisReader where it is no TIFF or a damaged one."""
+    """The main directories of a file, in their order.
+
+    NotThisReader where it is no TIFF or a damaged one; SlideError where it is one that was cut off before them all.
+    """
     layout = _layout(source)
+    if layout.first >= source.size:
+        raise SlideError(f"{source.name}: truncated: what describes its images is gone; copy it again")
     return [directory for _, directory in zip(range(MAX_DIRECTORIES), _chain(source, layout), strict=False)]
 
 

@@ -87,6 +87,11 @@ def is_uri(path: PathLike) -> bool:
     return _START.match(os.fspath(path)) is not None
 
 
+def told_to(variable: str) -> bool:
+    """Whether a variable of the environment says yes."""
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
+
+
 def _in_bucket(scheme: str, rest: str) -> Uri:
     bucket, _, key = rest.partition("/")
     _refuse_credentials(scheme, bucket)
@@ -100,11 +105,14 @@ def _in_bucket(scheme: str, rest: str) -> Uri:
 
 
 def _on_host(scheme: str, rest: str) -> Uri:
-    parts = urlsplit(f"{scheme}://{rest}")
-    _refuse_credentials(scheme, parts.netloc)
+    _refuse_credentials(scheme, re.split(r"[/?#]", rest, maxsplit=1)[0])
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+    except ValueError:  # brackets that hold no address; its own words would show the query
+        raise SlideError(f"{scheme}://…: no host; write {scheme}://HOST/PATH") from None
     if not re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?", parts.netloc):
         raise SlideError(f"{scheme}://…: no host; write {scheme}://HOST/PATH")
-    if scheme == "http" and os.environ.get(ALLOW_HTTP, "").lower() not in ("1", "true", "yes"):
+    if scheme == "http" and not told_to(ALLOW_HTTP):
         raise SlideError(
             f"http://{parts.netloc}/…: anybody on the way can read and change what comes over http; use https, or set "
             f"{ALLOW_HTTP}=1"

@@ -22,9 +22,9 @@ from eosin.slides import Cohort, Slide
 from eosin.slides.anatomy import Serving, serving
 from eosin.tiles.config import TilesConfig
 from eosin.tiles.decoding import decode_seconds
-from eosin.tiles.filters import Pixels, hsv_share
-from eosin.tiles.source import Address
+from eosin.tiles.filters import hsv_share
 from eosin.tiles.slide_source import SlideSource, read_places
+from eosin.tiles.source import Address
 
 SEED = 0
 MOST_TILES = 512
