@@ -276,7 +276,7 @@ def test_processes_share_the_slides_and_a_dead_one_costs_its_own(cohort: Cohort,
     dying = tmp_path / "dying.py"
     dying.write_text("import os, signal\nimport eosin.features.embed_run as e\nembed = e.Embedding._embed_slide\n"
                      "def die(self, number, parts, bar):\n"
-                     "    if self.rows[number]['slide_id'] == last: os.kill(os.getpid(), signal.SIGKILL)\n"
+                     "    if self.cohort.row(number)['slide_id'] == last: os.kill(os.getpid(), signal.SIGKILL)\n"
                      "    embed(self, number, parts, bar)\n"
                      "last = 'synthetic-03'\ne.Embedding._embed_slide = die\n" + RUN)  # fmt: skip
     failed = subprocess.run([*launch, str(dying), str(cohort.path), str(tmp_path / "dead"), "32"], capture_output=True)

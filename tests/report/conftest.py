@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 
 from eosin.marks import write_marked
 from eosin.runs import ATTENTION, RunFolder, append_line
+from eosin.tiles.acceptance import Acceptance, keep_acceptance
 
 EVIL = "<script>alert(1)</script>"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """12 tiles of 64 px from 3 slides, one of them with a hostile name; 6 logged steps, one checkpoint, one alarm."""
+    """12 tiles of 64 px from 3 slides, one with a hostile name; 6 logged steps, a checkpoint, an alarm, counts."""
     folder = RunFolder(tmp_path / "run")
     folder.pictures.mkdir(parents=True)
     folder.checkpoint(50).mkdir(parents=True)
@@ -44,6 +46,8 @@ def run(tmp_path: Path) -> RunFolder:
     text = f"RankMe 3 is below 25% of the run's best {EVIL}"
     append_line(folder.alarms, {"step": 50, "alarm": "collapse", "action": "warn", "text": text})
     append_line(folder.metrics, {"step": 50, "rankme": 31.5, "odcorr": 0.2, "uniformity": -2.5, "knn": 0.625})
+    counts = Counter({("slide-b", 0.5, "taken"): 9, ("slide-b", 0.5, "hsv"): 3, (EVIL, 2.0, "place"): 4})
+    keep_acceptance(folder.acceptance, 50, Acceptance(0, counts))
     recipe = {
         "name": "tiny",
         "description": f"for tests {EVIL}",

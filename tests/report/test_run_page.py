@@ -118,7 +118,8 @@ def test_full_page_needs_nothing_else(run: RunFolder, cohort: Cohort, tmp_path: 
     )
     page = Page(path)
     assert page.open == []
-    wanted = {"alarms", "curves", "probe", "tiles", "views", "attention", "patches", "neighbours", "slides", "recipe"}
+    wanted = {"alarms", "curves", "probe", "tiles", "views", "attention", "patches", "neighbours", "slides"}
+    wanted |= {"acceptance", "recipe"}
     assert page.sections == wanted
     assert len(page.ids) == len(set(page.ids))
     for tag, attributes in page.tags:
@@ -204,6 +205,7 @@ def test_half_written_parts_are_tolerated(run: RunFolder, tmp_path: Path) -> Non
         whole = (run.pictures / f"{name}.npz").read_bytes()
         (run.pictures / f"{name}.npz").write_bytes(whole[: len(whole) // 2])
     run.alarms.write_text('{"step": 1}\n\x00{"torn"\n{"step": 2}\n')
+    run.acceptance.write_bytes(run.acceptance.read_bytes()[:100])
     run.identity.write_text('{"recipe_hash"')
     run.recipe.write_text("name: [tiny")
     page = Page(write_run_report(run, tmp_path / "report.html", encoder=tiny_encoder()))

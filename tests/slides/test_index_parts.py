@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +40,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_parts_are_joined_without_reading_again(tmp_path: Path, slides: Path, reads: list[str]) -> None:
+def test_parts_are_joined_without_reading_again(
+    tmp_path: Path, slides: Path, reads: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     (slides / "s7.svs").write_text("no slide")
     whole = Cohort.index(slides, tmp_path / "whole.parquet", workers=0)
     out = tmp_path / "c.parquet"
@@ -47,6 +51,7 @@ def test_parts_are_joined_without_reading_again(tmp_path: Path, slides: Path, re
     assert sorted(reads) == [f"s{n}" for n in range(8)]
     assert reads[:3] == ["s1", "s4", "s7"]
     assert counts == [(2, 1), (3, 0), (2, 0)]
+    assert f"error: {slides / 's7.svs'}: " in capfd.readouterr().err
     assert not out.exists()
     reads.clear()
     assert index_part([slides], out, (1, 3), workers=0) == (3, 0)
@@ -139,3 +144,39 @@ def test_the_array_example_runs(tmp_path: Path, slides: Path) -> None:
         "failures-1-of-2.csv",
         "failures-2-of-2.csv",
     ]
+
+
+def test_parts_take_every_word_of_the_whole(tmp_path: Path, slides: Path, reads: list[str]) -> None:
+    """Rule and annotations reach the parts, and a whole with other words takes nothing of them."""
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    ring = [[0, 0], [200, 0], [200, 200], [0, 0]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
+    (drawn / "s1.geojson").write_text(json.dumps(feature))
+    out = tmp_path / "c[1].parquet"
+    for part in ("1/2", "2/2"):
+        words = ["index", slides, "-o", out, "--foreground", "any-stain", "--annotations", drawn, "--workers", 0]
+        done = CliRunner().invoke(app, [*map(str, words), "--part", part])
+        assert done.exit_code == 0, done.exception
+    assert len(reads) == 7
+    joined = Cohort.index(slides, out, workers=0, foreground="any-stain", annotations=drawn)
+    assert len(reads) == 7
+    rules = dict(zip(joined.usable["slide_id"], joined.usable["foreground_rule"], strict=True))
+    assert rules.pop("s1") == "geojson"
+    assert all(rule.startswith("any-stain ") for rule in rules.values())
+    assert not list(tmp_path.glob(".*journal*"))
+    Cohort.index(slides, out, workers=0, foreground="otsu", annotations=drawn)
+    assert len(reads) == 14
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the process that is killed is a fork")
+def test_a_part_that_is_killed_goes_on(tmp_path: Path, slides: Path, reads: list[str]) -> None:
+    out, read = tmp_path / "c.parquet", index.read_slide
+    process = os.fork()
+    if process == 0:
+        index.read_slide = lambda job: os.kill(os.getpid(), signal.SIGKILL) if job.slide_id == "s4" else read(job)
+        index_part([slides], out, (1, 2), workers=0)
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+    assert index_part([slides], out, (1, 2), workers=0) == (4, 0)
+    assert reads == ["s4", "s6"]

@@ -163,7 +163,7 @@ def test_regions_by_threads(bucket: str, slides: list[Path], ranges) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize(("workers", "per_visit"), [(0, 1), (2, 4)])
+@pytest.mark.parametrize(("workers", "per_visit"), [(0, 1), (0, 4), pytest.param(2, 4, marks=pytest.mark.slow)])
 def test_a_training_stream_from_a_bucket_is_that_of_the_files(far, local, workers: int, per_visit: int) -> None:
     config = CONFIG.model_copy(update={"tiles_per_visit": per_visit})
     wanted = list(TileStream(plan_of(local, config), 6, steps=3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import tifffile
 
 from eosin.errors import RegionError, SlideError, SlideGone
-from eosin.slides import open_slide, tiff, tiff_cache, tiff_source
+from eosin.slides import open_slide, tiff, tiff_cache, tiff_index, tiff_source
 from eosin.slides.tiff import TiffSlide
 from eosin.slides.tiff_codecs import DecodeError
 from eosin.slides.tiff_index import TiffIndex, read_index
@@ -227,9 +228,13 @@ def test_an_index_is_kept_as_bytes(tmp_path, levels, monkeypatch) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(SlideGone):
         open_slide(path, reader="tiff", index=packed)
-    for damaged in (b"", packed[:40], packed[:-9], b"eosin tiles 0\n" + packed[14:]):
+    none = packed[:14] + zlib.compress(zlib.decompress(packed[14:]).replace(b'"tile_width": 64', b'"tile_width": 0 '))
+    for damaged in (b"", packed[:40], packed[:-9], b"eosin tiles 0\n" + packed[14:], none):
         with pytest.raises(SlideError, match="index again"):
             TiffIndex.unpack(damaged)
+    monkeypatch.setattr(tiff_index, "_MOST_UNPACKED", 100)
+    with pytest.raises(SlideError, match="too large"):
+        TiffIndex.unpack(packed)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "jpeg" in kind or "ycc" in kind or "grey" in kind])

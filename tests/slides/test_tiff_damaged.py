@@ -139,6 +139,16 @@ def test_a_file_that_was_cut_is_told_of_before_it_is_read(tmp_path, whole_files)
     assert read_slide(Job("x", str(path), None, "key"))["error"].endswith("copy it again")
 
 
+def test_a_file_that_lost_its_directories_is_told_of(tmp_path) -> None:
+    """Scanners write the directories last: of a copy that broke off only tiles are there."""
+    path = tmp_path / "a.svs"
+    path.write_bytes(b"II*\0" + struct.pack("<I", 200_000) + bytes(50_000))
+    for reader in (None, "tiff"):
+        with pytest.raises(SlideError, match=r"a\.svs: truncated: .* copy it again"):
+            open_slide(path, reader=reader)
+    assert "a.svs: truncated" in read_slide(Job("x", str(path), 0.5, "key"))["error"]
+
+
 def write_head_first(path: Path) -> Path:
     """One level whose tiles come behind its directory."""
     pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)

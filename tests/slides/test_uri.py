@@ -23,6 +23,8 @@ from eosin.slides.uri import Uri, is_uri
         ("https://host/x/%2e%2e/a.tif", "not resolved"),
         ("s3://b/a.tif", "not the name of a bucket"),
         ("https://ho st/a.tif", "no host"),
+        ("https://[host/a.tif?X-Amz-Signature=S3CRET", "no host"),
+        ("https://[::1/?name@S3CRET", "no host"),
         ("s3://bucket/a\n.tif", "control characters"),
         ("s3://bucket/" + "a" * 5000, "too long"),
     ],

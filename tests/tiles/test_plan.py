@@ -13,7 +13,7 @@ from scipy import stats
 
 from eosin.errors import PlanError
 from eosin.slides import Cohort
-from eosin.tiles import MppRange, SlideSource, TilesConfig, foreground_share
+from eosin.tiles import MppRange, SlideSource, TilePlan, TilesConfig, foreground_share
 from eosin.tiles.filters import integral
 from eosin.tiles.slide_source import chosen_patients
 
@@ -191,3 +191,9 @@ def test_the_hash_pins_what_tiles_depend_on(cohort: Cohort) -> None:
         plan_of(cohort.where("patient == 'P1'"), CONFIG, 0).hash,
     ]
     assert len({base, *others}) == 4
+
+
+def test_sources_that_do_not_go_together_are_refused(cohort: Cohort) -> None:
+    four = CONFIG.model_copy(update={"tiles_per_visit": 4})
+    with pytest.raises(PlanError, match=r"one and the same tiles\.tiles_per_visit"):
+        TilePlan([SlideSource(cohort, CONFIG, 0), SlideSource(cohort, four, 0)], 0)

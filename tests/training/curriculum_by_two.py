@@ -29,10 +29,13 @@ from eosin.training.curriculum import partial
 
 SET = [*TINY, "run.precision=fp64", "run.steps=1", "tasks=[{column: msi}, {column: age, kind: regression}]"]
 SET += ["step2.tile_frozen_slides=0", "whole_slide.region_grad=true"]
+STANDARDISED = ["pyramid.region.standardise=true", "step1.regions.count=0"]
 WAYS: dict[str, tuple[int, list[str], bool]] = {
     "1": (1, [], False),
     "2-slides": (2, [], False),
     "2-regions": (2, ["whole_slide.spread=regions"], False),
+    "1-standardised": (1, STANDARDISED, False),
+    "2-standardised": (2, STANDARDISED, False),
     "2-stopped": (2, [], True),
     "1-after-2": (1, [], False),
     "2-after-2": (2, [], False),

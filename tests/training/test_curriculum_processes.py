@@ -68,6 +68,14 @@ def test_weights_and_optimiser_are_those_of_one_process(way: str, ways: Path) ->
         assert torch.allclose(other[name], value, rtol=1e-8, atol=1e-11), name
 
 
+def test_two_standardise_by_the_same_numbers_as_one(ways: Path) -> None:
+    one, two = tensors(ways / "1-standardised"), tensors(ways / "2-standardised")
+    assert float(one["networks.student.pyramid.region.sd"].std()) > 0
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, rtol=1e-8, atol=1e-11), name
+
+
 @pytest.mark.parametrize("way", SAME)
 def test_what_is_told_is_the_same(way: str, ways: Path) -> None:
     for file, keys in (("metrics.jsonl", ("step",)), ("slides.jsonl", ("step", "number"))):

@@ -125,8 +125,8 @@ class EmbeddingRequest:
         elif processes > 1 or self.part:
             raise CohortError("several processes embed a cohort: run `eosin index SLIDES -o cohort.parquet` first")
         else:
-            words = {"mpp_csv": self.mpp_csv, "ray": self.ray, "verbose": self.verbose}
-            cohort = Cohort.index(list(given), out / COHORT_FILE, **words)
+            to = out / COHORT_FILE
+            cohort = Cohort.index(list(given), to, mpp_csv=self.mpp_csv, ray=self.ray, verbose=self.verbose)
         if skipped := len(cohort.table) - len(cohort):
             say(f"{cohort.path}: {skipped} of {len(cohort.table)} slides are skipped because they could not be indexed")
         cohort = cohort.where(self.where) if self.where else cohort

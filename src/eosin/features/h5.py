@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def feature_writer(
     left behind for the same path is removed. Raises OutputError where the file cannot be written.
     """
     target = Path(path)
-    for left in target.parent.glob(f".{target.name}.*.tmp"):
+    for left in target.parent.glob(f".{escape(target.name)}.*.tmp"):
         left.unlink(missing_ok=True)
     with atomic_path(target) as temporary, _plain_errors():
         file = h5py.File(temporary, "w")

@@ -15,6 +15,7 @@ from eosin.progress import say
 from eosin.report.heatmap_paint import Tiles, check_inside
 from eosin.report.heatmap_values import Heads
 from eosin.slides import Slide, open_slide
+from eosin.slides.uri import is_uri
 
 _DEFAULT_SIZE_PX = 256
 _EMBED_AGAIN = "embed the slide with that model"
@@ -26,7 +27,8 @@ def feature_file(path: PathLike, slide: PathLike) -> Path:
     In a folder of `eosin embed` its cohort says which one that is, since slides of one name get numbers there. Raises
     DataError where there is none, or where only the name could tell and several slides have it.
     """
-    given, stem = Path(path), Path(slide).stem
+    named = str(slide).partition("?")[0] if is_uri(slide) else slide  # a signed address is not told to anybody
+    given, stem = Path(path), Path(named).stem
     if not given.is_dir():
         return given
     row = _embedded_row(given, Path(slide))
@@ -35,7 +37,7 @@ def feature_file(path: PathLike, slide: PathLike) -> Path:
         raise DataError(f"{given} has features of several slides named {stem}; give --features {given}/NAME.h5")
     found = given / f"{name or stem}.h5"
     if not found.is_file():
-        raise DataError(f"{given} has no {found.name}; give the h5 of {Path(slide).name} with --features")
+        raise DataError(f"{given} has no {found.name}; give the h5 of {stem} with --features")
     return found
 
 

@@ -1,29 +1,27 @@
 """report.html of one training run: what was trained, how it went, what the encoder sees. Reads a run at
 any time.
 
-Gathers the records of a run folder and orders the sections; each section is made in its own file. What is
-not there yet leaves its section out with one sentence. Trains and evaluates nothing.
+Orders the sections; each is made in its own file, from what run_record.py reads. What is not there yet leaves its
+section out with one sentence. Trains and evaluates nothing.
 """
 
 from __future__ import annotations
 
-import json
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eosin.errors import DataError, EosinError
+from eosin.errors import DataError
 from eosin.files import PathLike, write_text
-from eosin.marks import read_marked
 from eosin.report import pictures, tables
+from eosin.report.acceptance import acceptance_section
 from eosin.report.alarms import alarms_section
 from eosin.report.attention import attention_section
 from eosin.report.curves import curves_section, levels_of
 from eosin.report.page import Html, Section, duration, element, number, render_page
-from eosin.runs import RunFolder, read_lines
+from eosin.report.run_record import Record, read_record
+from eosin.runs import RunFolder
 
 # Names of the encoders everywhere on the page.
 TRAINED, RANDOM, COLOUR = "trained", "random-init", "colour-only"
@@ -48,8 +46,8 @@ def write_run_report(
     ({task, metric, mean, ci_low, ci_high, n, chance, model, …}) and comparisons.json ({task, metric,
     model or a, against or b, difference = a − b, ci_low, ci_high, p}). `cohort`: eosin.slides.Cohort.
     `command`: what made the run. `captions`: a sentence for a section (alarms, curves, tiles, views, attention,
-    patches, neighbours, probe, slides, recipe) or for a task by its name. Raises DataError where `run` is no
-    folder, OutputError where `out` cannot be written.
+    patches, neighbours, probe, slides, acceptance, recipe) or for a task by its name. Raises DataError where `run` is
+    no folder, OutputError where `out` cannot be written.
     """
     run = run if isinstance(run, RunFolder) else RunFolder(run)
     if not any(path.exists() for path in (run.recipe, run.identity, run.metrics)):
@@ -69,6 +67,7 @@ def write_run_report(
         sections.append(Section("slides", "Slides", missing="no cohort was given."))
     else:
         sections.append(tables.slides_section(cohort))
+    sections.append(acceptance_section(record.acceptance))
     command = command or str(record.identity.get("command") or "")
     sections.append(tables.recipe_section(record.recipe, record.marks, command))
     for section in sections:
@@ -99,65 +98,6 @@ def named(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[dict
                 row.setdefault(short, row[key])
         found.append(row)
     return found
-
-
-@dataclass
-class Record:
-    """What a run folder holds at the moment of reading; `problems` says in one sentence why a section is absent, by
-    its key, or the sample.
-    """
-
-    run: RunFolder
-    recipe: dict[str, Any] = field(default_factory=dict)
-    marks: dict[str, str] = field(default_factory=dict)
-    identity: dict[str, Any] = field(default_factory=dict)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    alarms: list[dict[str, Any]] = field(default_factory=list)
-    unreadable: int = 0
-    sample: pictures.Sample | None = None
-    problems: dict[str, str] = field(default_factory=dict)
-
-
-def read_record(run: RunFolder) -> Record:
-    """Everything of a run that the page shows; parts that are missing or half written are left out, never
-    an error.
-    """
-    record = Record(run)
-    if run.recipe.is_file():
-        try:
-            record.recipe, record.marks = read_marked(run.recipe)
-        except EosinError as error:
-            record.problems["recipe"] = f"{error}."
-    record.metrics = _rows(record, run.metrics, "curves")
-    record.alarms = _rows(record, run.alarms, "alarms")
-    record.unreadable = len(_rows(record, run.ledger, "ledger"))
-    if run.identity.is_file():
-        record.identity = _mapping(run.identity)
-    try:
-        record.sample = pictures.Sample.read(run.pictures / "sample.npz")
-    except FileNotFoundError:
-        record.problems["sample"] = "the run has not set its sample of tiles aside yet (pictures/sample.npz)."
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        record.problems["sample"] = f"pictures/sample.npz cannot be read ({error})."
-    return record
-
-
-def _rows(record: Record, path: Path, key: str) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file that may be growing; none, and a problem noted, where it cannot be read."""
-    try:
-        return [row for row in read_lines(path) if isinstance(row, dict)]
-    except (EosinError, OSError, UnicodeDecodeError) as error:
-        record.problems[key] = f"{error}."
-        return []
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _picture_sections(record: Record, encoders: dict[str, Any]) -> list[Section]:

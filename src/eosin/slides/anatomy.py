@@ -16,7 +16,7 @@ import tifffile
 
 from eosin.errors import SlideError
 from eosin.slides.openslide import detect_vendor
-from eosin.slides.reader import SAME_SCALE, SAME_SHAPE, TIFF_VENDORS, Slide, open_slide
+from eosin.slides.reader import SAME_SCALE, TIFF_VENDORS, Slide, open_slide
 from eosin.slides.tiff import NotThisReader, TiffSlide
 from eosin.slides.tiff_codecs import JPEG, JPEG_2000, YCC
 from eosin.slides.tiff_index import TiffIndex, TiffLevel, read_index

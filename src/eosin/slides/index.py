@@ -84,17 +84,15 @@ def index_slides(
         html: where to write a page with thumbnails, tissue outlines and numbers.
         reader: "openslide" to read all slides through OpenSlide; None for the quickest reader of each.
         foreground: the rule that finds tissue: "density", "any-stain", "clam" or "otsu".
-        annotations: folder of GeoJSON, one file a slide, which goes before the rule; see
-            `eosin.slides.annotations`.
+        annotations: folder of GeoJSON (`eosin.slides.annotations`), one file a slide, which goes before the rule.
         annotation_classes: the classes of annotation that count as foreground; empty for all.
         geojson: folder to write the foreground of every usable slide to, for QuPath.
         ray: read on a Ray cluster (`eosin.fleet.fleet`): local, auto, HOST:PORT or ray://HOST:PORT; `workers` is then
             the number of processes, None for one a core of the cluster. verbose: with Ray's own log.
 
     Raises:
-        CohortError: nothing to index, no usable slide, with `strict` any failed slide, or names that match
-        two slides.
-            The cohort is written before it tells of slides.
+        CohortError: nothing to index, or names that match two slides; once the cohort is written: no usable slide,
+            or with `strict` any failed one.
         OutputError: `out` cannot be written.
         FleetError: `ray` cannot be used.
     """
@@ -138,13 +136,15 @@ def index_part(
     )
     with KnownRows(target, part=part) as rows:
         _read_missing(jobs, rows, target, workers, None, False)
-        good = sum(bool(rows.digest(job.key)) for job in jobs)
-    counts = f"{_count(len(jobs), 'slide')}, {good} ok, {_count(len(jobs) - good, 'error')}"
+        failed = [str(rows.row(job.key)["error"]) for job in jobs if not rows.digest(job.key)]
+    good = len(jobs) - len(failed)
+    _tell_errors(failed, "told of when all parts are joined")
+    counts = f"{_count(len(jobs), 'slide')}, {good} ok, {_count(len(failed), 'error')}"
     say(
         f"part {part[0]} of {part[1]}: {counts}, kept in {journal_path(target, part)}; after all parts: "
         "the same command without --part"
     )
-    return good, len(jobs) - good
+    return good, len(failed)
 
 
 def _jobs(
@@ -338,17 +338,18 @@ def _write(target: Path, jobs: Sequence[Job], rows: KnownRows, own: dict[str, Ro
     extra = list(dict.fromkeys(name for row in own.values() for name in row if name not in COLUMNS))
     columns = {name: [own.get(job.slide_id, {}).get(name) for job in jobs] for name in extra}
     table = pd.DataFrame(columns, index=range(len(jobs)), dtype=object).infer_objects()
-    made = (rows.row(job.key) | own.get(job.slide_id, {}) for job in jobs)
-    write_rows(target, made, table, [rows.digest(job.key) for job in jobs], [job.key for job in jobs])
+
+    def made() -> Iterator[Row]:
+        yield from (rows.row(job.key) | own.get(job.slide_id, {}) for job in jobs)
+        rows.close()  # the earlier cohort is about to be replaced, which Windows does not do while it is open
+
+    write_rows(target, made(), table, [rows.digest(job.key) for job in jobs], [job.key for job in jobs])
 
 
 def _tell(cohort: Cohort, strict: bool) -> None:
     """Say what failed and how many; refuse where too much did."""
     failed = cohort.table[cohort.table["status"] != "ok"]
-    for line in failed["error"].head(_SHOWN_ERRORS):
-        say(f"error: {line}")
-    if len(failed) > _SHOWN_ERRORS:
-        say(f"error: … and {len(failed) - _SHOWN_ERRORS} more, in column `error` of {cohort.path}")
+    _tell_errors(failed["error"].tolist(), f"in column `error` of {cohort.path}")
     empty = int((cohort.usable["tissue_mm2"] == 0).sum())
     counts = f"{_count(len(cohort.table), 'slide')}: {len(cohort)} ok, {_count(len(failed), 'error')}"
     say(counts + (f" ({empty} ok without tissue)" if empty else ""))
@@ -356,6 +357,13 @@ def _tell(cohort: Cohort, strict: bool) -> None:
         raise CohortError(f"{cohort.path}: no slide is usable; see its column `error`")
     if strict and len(failed):
         raise CohortError(f"{cohort.path}: {len(failed)} of {len(cohort.table)} slides failed (--strict)")
+
+
+def _tell_errors(lines: Sequence[str], where: str) -> None:
+    for line in lines[:_SHOWN_ERRORS]:
+        say(f"error: {line}")
+    if len(lines) > _SHOWN_ERRORS:
+        say(f"error: … and {len(lines) - _SHOWN_ERRORS} more, {where}")
 
 
 def _count(number: int, noun: str) -> str:

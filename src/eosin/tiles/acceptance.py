@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eosin.errors import DataError
@@ -78,15 +78,16 @@ def scale_of(config: TilesConfig, mpp: float) -> float:
 
 
 def keep_acceptance(path: PathLike, step: int, acceptance: Acceptance) -> None:
-    """Write the counts at `step` in front of those of the last saves. Atomic; raises OutputError."""
-    saves = [(step, acceptance), *((at, old) for at, old in _saved(path) if at < step)][:SAVES]
-    columns: dict[str, list[object]] = {name: [] for name in ("step", "from_step", *AcceptanceRow._fields)}
-    for at, save in saves:
-        for row in save.rows():
-            for name, value in zip(columns, (at, save.from_step, *row), strict=True):
-                columns[name].append(value)
+    """Write the counts at `step` in front of those of the last saves. Atomic; raises OutputError, DataError."""
+    rows = acceptance.rows()
+    columns = dict(zip(AcceptanceRow._fields, zip(*rows, strict=True), strict=True)) if rows else {}
+    stamps = {"step": pa.array([step] * len(rows), pa.int64()), "from_step": [acceptance.from_step] * len(rows)}
+    saves = [pa.table(stamps | columns)]
+    if (before := _saved(path)) is not None:
+        earlier = [at for at in _steps(before) if at < step][: SAVES - 1]
+        saves += [before.filter(pc.equal(before["step"], at)) for at in earlier]
     with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+        pq.write_table(pa.concat_tables(saves, promote_options="permissive"), temporary)
 
 
 def read_acceptance(path: PathLike, step: int | None = None) -> Acceptance:
@@ -94,23 +95,31 @@ def read_acceptance(path: PathLike, step: int | None = None) -> Acceptance:
 
     Raises DataError where the file cannot be read.
     """
-    for at, acceptance in _saved(path):
-        if step is None or at == step:
-            return acceptance
-    return Acceptance(step or 0)
+    table = _saved(path)
+    steps = [] if table is None else _steps(table)
+    chosen = step if step is not None else next(iter(steps), None)
+    if table is None or chosen not in steps:
+        return Acceptance(step or 0)
+    rows = table.filter(pc.equal(table["step"], chosen)).to_pylist()
+    counts = Counter[Key]()
+    for row in rows:
+        counts.update({(row["slide"], row["mpp"], outcome): row[outcome] for outcome in OUTCOMES if row[outcome]})
+    return Acceptance(rows[0]["from_step"], counts)
 
 
-def _saved(path: PathLike) -> Iterator[tuple[int, Acceptance]]:
-    """The saves of the file, the last one first; none where there is no file."""
+def _steps(table: pa.Table) -> list[int]:
+    """Steps that were saved, the last one first."""
+    return sorted(pc.unique(table["step"]).to_pylist(), reverse=True)
+
+
+def _saved(path: PathLike) -> pa.Table | None:
+    """All saves of the file; None where there is no file."""
     try:
-        table = pq.read_table(path).to_pylist()
+        table = pq.read_table(path)
     except FileNotFoundError:
-        return
+        return None
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read ({error}); remove it to count anew") from error
-    for step in sorted({row["step"] for row in table}, reverse=True):
-        rows = [row for row in table if row["step"] == step]
-        counts = Counter[Key]()
-        for row in rows:
-            counts.update({(row["slide"], row["mpp"], outcome): row[outcome] for outcome in OUTCOMES if row[outcome]})
-        yield step, Acceptance(rows[0]["from_step"], counts)
+    if missing := {"step", "from_step", *AcceptanceRow._fields} - set(table.column_names):
+        raise DataError(f"{path} has no column {min(missing)}; remove it to count anew")
+    return table

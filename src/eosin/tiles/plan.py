@@ -44,6 +44,9 @@ class TilePlan:
         self.seed = seed
         if len(self.weights) != len(self.sources) or min(self.weights) < 0 or sum(self.weights) <= 0:
             raise PlanError("source weights need one non-negative number a source, with a sum above 0")
+        for name in ("size_px", "tiles_per_visit", "distinct_tiles"):
+            if len({getattr(source.config, name) for source in self.sources}) > 1:
+                raise PlanError(f"the sources of a tile plan need one and the same tiles.{name}")
         slots = max([source.config.tiles_per_visit for source in self.sources if source.wide], default=1)
         self.spread = Spread.of(seed, slots, batch) if slots > 1 else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eosin.distributed import World
-from eosin.errors import PlanError, TrainingStopped
+from eosin.errors import EosinError, TrainingStopped
 from eosin.files import write_json
 from eosin.runs import append_line, read_lines
 from eosin.tiles import TileBatch
@@ -98,7 +99,7 @@ class Record:
         self._taken = Acceptance()
         row, bad_step = self._window.read()
         if bad_step >= 0:
-            stop_non_finite(self._run, bad_step)
+            stop_non_finite(self._run, bad_step, self.ledger)
         pace = self.speed.read()
         if self._peak:
             row["mfu"] = pace["img_s"] * self._flops / self._peak
@@ -135,7 +136,7 @@ class Window:
         return row, int(here.max_(self._bad_step))
 
 
-def stop_non_finite(run: Run, step: int) -> None:
+def stop_non_finite(run: Run, step: int, ledger: Mapping[tuple[int, int], int]) -> None:
     """Write down the tiles of the step that went wrong, and stop without saving a checkpoint."""
     first = step * run.recipe.run.batch
     path = run.folder.non_finite
@@ -143,8 +144,8 @@ def stop_non_finite(run: Run, step: int) -> None:
         tiles = []
         for index in range(first, first + run.recipe.run.batch):
             try:
-                tiles.append({"i": index, **vars(run.plan.tile(index).address)})
-            except PlanError as error:
+                tiles.append({"i": index, **vars(run.plan.tile(index, ledger).address)})
+            except EosinError as error:
                 tiles.append({"i": index, "error": str(error)})
         write_json(path, {"step": step, "tiles": tiles})
         text = f"the loss or its gradient is not finite at step {step}; its tiles are listed in {path.name}"

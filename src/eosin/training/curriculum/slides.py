@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -120,7 +119,7 @@ class CurriculumSlides:
         """The slide's file. Raises SlideError, and CohortError where it is another one than was indexed."""
         row = self.row(slide)
         square = row["mpp_x"] == row["mpp_y"]
-        opened = open_slide(Path(row["path"]), mpp=float(row["mpp_x"]) if square else None)
+        opened = open_slide(row["path"], float(row["mpp_x"]) if square else None, row["reader"])
         if (opened.width, opened.height) != (row["width"], row["height"]):
             opened.close()
             raise CohortError(f"{row['path']}: is not the file that was indexed; run `eosin index` again")
