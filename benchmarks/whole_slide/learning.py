@@ -324,7 +324,7 @@ def tell(out: Path) -> None:
     for arm in ARMS:
         for folder in sorted(out.glob(f"{arm.replace(' ', '-')}-*")):
             seed = int(folder.name.rsplit("-", 1)[1])
-            if not (folder / "clam").is_dir():
+            if not (folder / "clam" / "predictions.csv").is_file():
                 continue
             clam = said.setdefault(f"{arm}, CLAM", {})[seed] = by_clam(folder, seed)
             seconds.setdefault(arm, []).append(json.loads((folder / "seconds.json").read_text()))
